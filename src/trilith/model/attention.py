@@ -1,0 +1,87 @@
+"""Causal self-attention with rotary positions, grouped queries and an optional cache.
+
+Axes: B batch, T new tokens, S all tokens seen, H heads, K key/value heads, C head width, D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trilith.model.cache import KVCache
+from trilith.model.config import ModelConfig
+
+LinearFactory = Callable[[int, int], nn.Module]
+
+
+class Attention(nn.Module):
+    """Fused query/key/value projection, RoPE, scaled dot product, output projection."""
+
+    def __init__(self, config: ModelConfig, *, layer: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_width = config.head_width
+        self.qkv = linear(
+            config.width, (config.num_heads + 2 * config.num_kv_heads) * config.head_width
+        )
+        self.out = linear(config.width, config.width)
+        norm_eps = config.norm_eps
+        self.q_norm = nn.RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
+        self.sub_norm = nn.RMSNorm(config.width, norm_eps) if config.sub_norm else nn.Identity()
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D]."""
+        num_batch, num_new, _ = x_BTD.shape
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        projected = self.qkv(x_BTD).view(num_batch, num_new, -1, self.head_width).transpose(1, 2)
+        q_BHTC, k_BKTC, v_BKTC = projected.split(heads, dim=1)
+        q_BHTC = rotate(self.q_norm(q_BHTC), *rope)
+        k_BKTC = rotate(self.k_norm(k_BKTC), *rope)
+        if cache is not None:
+            k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
+        mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC)
+        mixed_BTD = mixed_BHTC.transpose(1, 2).reshape(num_batch, num_new, -1)
+        return self.out(self.sub_norm(mixed_BTD))
+
+
+def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
+    """Softmax attention of the last T of S positions, each to itself and those before it.
+
+    Returns:
+        [B, H, T, C].
+    """
+    num_new, num_seen = q_BHTC.shape[2], k_BKSC.shape[2]
+    repeats = q_BHTC.shape[1] // k_BKSC.shape[1]
+    if repeats > 1:
+        k_BKSC = k_BKSC.repeat_interleave(repeats, dim=1)
+        v_BKSC = v_BKSC.repeat_interleave(repeats, dim=1)
+    if num_new == num_seen:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True)
+    if num_new == 1:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC)
+    position = torch.arange(num_seen, device=q_BHTC.device)
+    mask_TS = position <= position[num_seen - num_new :, None]
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS)
+
+
+def rope_tables(positions_T: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (Su et al., arXiv 2104.09864), halves convention.
+
+    Returns:
+        Two float32 tensors [T, C].
+    """
+    exponents = torch.arange(0, head_width, 2, device=positions_T.device).float() / head_width
+    angles = positions_T.float()[:, None] * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Turn each pair (i, i + C/2) of features by its position's angle."""
+    first, second = x_BHTC.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x_BHTC * cos_TC + turned * sin_TC).to(x_BHTC.dtype)

@@ -1,0 +1,47 @@
+"""Parameters and floating-point operations, counted from the instantiated model."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from trilith.model.config import ModelConfig
+from trilith.model.transformer import Transformer, build_model
+
+
+class ParameterCount(NamedTuple):
+    """Number of weights by part; a tied head counts once, with the embedding."""
+
+    embedding: int
+    head: int
+    projections: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count the weights of a model of this shape without allocating it (meta device)."""
+    with torch.device("meta"):
+        model = build_model(config, None)
+    embedding = model.embedding.weight.numel()
+    head = 0 if config.tied_head else model.head.weight.numel()
+    norms = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.RMSNorm))
+    total = sum(p.numel() for p in model.parameters())
+    return ParameterCount(embedding, head, total - embedding - head - norms, norms)
+
+
+def training_flops_per_token(model: Transformer, context: int) -> float:
+    """FLOPs of one training token: forward and backward, attention included.
+
+    6 per weight that multiplies (projections and head, not the embedding lookup) plus
+    12 * layers * width * context / 2 for causal attention (PaLM, arXiv 2204.02311, appendix B,
+    halved because a causal mask lets each token see half the context on average).
+    """
+    config = model.config
+    head = model.head.weight.numel()
+    projections = count_parameters(config).projections
+    attention = 6 * config.num_layers * config.width * context
+    return 6.0 * (projections + head) + attention

@@ -1,0 +1,124 @@
+"""One decoder-only transformer for dense, ternary and packed weights: only its linears differ.
+
+Axes: B batch, T tokens, D width, V vocabulary.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trilith.model.attention import Attention, LinearFactory, rope_tables
+from trilith.model.cache import KVCache
+from trilith.model.config import ModelConfig
+from trilith.quant import BitLinear, QuantConfig
+
+_INIT_STD = 0.02
+
+
+class Mlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202), squared ReLU (arXiv 2109.08668) or its gated form."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        self.up = linear(config.width, config.mlp_width * (2 if config.is_gated else 1))
+        self.sub_norm = (
+            nn.RMSNorm(config.mlp_width, config.norm_eps) if config.sub_norm else nn.Identity()
+        )
+        self.down = linear(config.mlp_width, config.width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Transform each token by itself: [B, T, D] -> [B, T, D]."""
+        hidden = self.up(x_BTD)
+        if self.kind == "relu2":
+            return self.down(self.sub_norm(F.relu(hidden).square()))
+        gate, value = hidden.chunk(2, dim=-1)
+        activated = F.silu(gate) if self.kind == "swiglu" else F.relu(gate).square()
+        return self.down(self.sub_norm(activated * value))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, *, layer: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, layer=layer, linear=linear)
+        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.mlp = Mlp(config, linear)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, cache)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Transformer(nn.Module):
+    """Tokens to logits. `linear` makes the projections: dense, BitLinear or packed ones."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(
+            Block(config, layer=layer, linear=linear) for layer in range(config.num_layers)
+        )
+        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the logits [B, T, V] of the token after each of tokens [B, T]."""
+        return self.head(self.hidden(tokens_BT, cache))
+
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return what the head reads: [B, T] -> [B, T, D].
+
+        With a cache, the tokens follow those already in it, and are added to it.
+        """
+        num_new = tokens_BT.shape[1]
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + num_new, device=tokens_BT.device)
+        rope = rope_tables(positions, self.config.head_width, self.config.rope_theta)
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rope, cache)
+        if cache is not None:
+            cache.advance(num_new)
+        return self.norm(x_BTD)
+
+
+def build_model(config: ModelConfig, quant: QuantConfig | None) -> Transformer:
+    """Build a model with fresh weights: dense for `quant=None`, else with BitLinear projections.
+
+    The draw of the weights does not depend on `quant`: twins start equal.
+    """
+    if quant is None:
+        linear: LinearFactory = partial(nn.Linear, bias=False)
+    else:
+        linear = partial(BitLinear, config=quant)
+    model = Transformer(config, linear)
+    initialize(model)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: Transformer) -> None:
+    """Draw all weights from the global generator; outputs into the residual stream are smaller."""
+    shrink = 1 / math.sqrt(2 * model.config.num_layers)
+    nn.init.normal_(model.embedding.weight, std=_INIT_STD)
+    if not model.config.tied_head:
+        nn.init.normal_(model.head.weight, std=_INIT_STD)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        for linear in (block.attention.qkv, block.mlp.up):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for linear in (block.attention.out, block.mlp.down):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5 * shrink)
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            module.refit()

@@ -1,0 +1,80 @@
+"""Codecs: codes to bytes and back, exactly, for any number of codes.
+
+Bits fill from the low end and digits from the low power, so the first code of a byte is its
+remainder; the last byte is padded with code 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Packs `codes_per_unit` codes below `num_codes` into `bytes_per_unit` bytes."""
+
+    name: str
+    num_codes: int
+    codes_per_unit: int
+    bytes_per_unit: int
+
+    def num_bytes(self, num_codes: int) -> int:
+        """Bytes that `num_codes` codes take."""
+        return -(-num_codes // self.codes_per_unit) * self.bytes_per_unit
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Pack uint8 codes of any shape, in row-major order, to a uint8 vector.
+
+        Raises:
+            ValueError: a code is too large for the codec.
+        """
+        flat = codes.reshape(-1)
+        if flat.numel() and int(flat.max()) >= self.num_codes:
+            raise ValueError(f"code {int(flat.max())} does not fit codec {self.name}")
+        padding = -flat.numel() % self.codes_per_unit
+        units = torch.cat([flat, flat.new_zeros(padding)]).view(-1, self.codes_per_unit)
+        weights = torch.tensor([self.num_codes**i for i in range(self.codes_per_unit)])
+        values = (units.int() * weights.to(units.device, torch.int32)).sum(dim=1, dtype=torch.int32)
+        shifts = torch.arange(0, 8 * self.bytes_per_unit, 8, device=units.device)
+        return ((values[:, None] >> shifts) & 0xFF).to(torch.uint8).view(-1)
+
+    def unpack(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Unpack a uint8 vector to uint8 codes of the given shape.
+
+        Raises:
+            ValueError: the length, a value or the padding is not what `pack` writes.
+        """
+        count = int(torch.Size(shape).numel())
+        if packed.dtype != torch.uint8 or packed.numel() != self.num_bytes(count):
+            raise ValueError(
+                f"codec {self.name} expects {self.num_bytes(count)} bytes (uint8) for shape "
+                f"{tuple(shape)}, got {packed.numel()} ({packed.dtype})"
+            )
+        units = packed.view(-1, self.bytes_per_unit).int()
+        shifts = torch.arange(0, 8 * self.bytes_per_unit, 8, device=packed.device)
+        values = (units << shifts).sum(dim=1, dtype=torch.int32)
+        if values.numel() and int(values.max()) >= self.num_codes**self.codes_per_unit:
+            raise ValueError(f"a byte is not a value of codec {self.name}")
+        digits = []
+        for _ in range(self.codes_per_unit):
+            digits.append((values % self.num_codes).to(torch.uint8))
+            values = values // self.num_codes
+        codes = torch.stack(digits, dim=1).view(-1)
+        if codes[count:].any():
+            raise ValueError(f"the padding of codec {self.name} is not zero")
+        return codes[:count].view(shape)
+
+
+BASE3 = Codec("base3", num_codes=3, codes_per_unit=5, bytes_per_unit=1)
+BITS1 = Codec("bits1", num_codes=2, codes_per_unit=8, bytes_per_unit=1)
+BITS2 = Codec("bits2", num_codes=4, codes_per_unit=4, bytes_per_unit=1)
+BITS3 = Codec("bits3", num_codes=8, codes_per_unit=8, bytes_per_unit=3)
+
+CODECS = {codec.name: codec for codec in (BASE3, BITS1, BITS2, BITS3)}
+
+
+def codecs_for(num_levels: int) -> list[Codec]:
+    """Codecs that hold codes of a grid with `num_levels` levels, smallest bytes first."""
+    fitting = [codec for codec in CODECS.values() if codec.num_codes >= num_levels]
+    return sorted(fitting, key=lambda codec: codec.bytes_per_unit / codec.codes_per_unit)

@@ -1,0 +1,98 @@
+"""Quantize, dequantize, fake-quantize: plain torch, the reference for everything fast."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trilith.quant.config import QuantConfig
+from trilith.quant.grid import Grid, nearest_codes, numerators_of
+from trilith.quant.scale import absmean_scale, grouped, least_squares_scale
+
+INT8_MAX = 127
+MIN_ABSMAX = 1e-5
+
+
+class QuantizedWeight(NamedTuple):
+    """latent ~ levels[codes] * scale, with the scale of a row's or a tensor's group of inputs."""
+
+    codes: Tensor  # uint8 [O, I]
+    scale: Tensor  # float32 [O or 1, G]
+
+
+class QuantizedActivation(NamedTuple):
+    """x ~ values * scale; the values are whole numbers in -128..127 held in float32."""
+
+    values: Tensor  # [..., I]
+    scale: Tensor  # [..., 1]
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """Value of `quantized`, gradient of `x` (Bengio et al., arXiv 1308.3432)."""
+    return x + (quantized - x).detach()
+
+
+def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:
+    """Fit the scales of a weight [O, I] by the rule of the config: float32 [O or 1, G]."""
+    blocks = grouped(latent.detach(), config.granularity, config.group_size)
+    if config.scale_rule == "absmean":
+        return absmean_scale(blocks)
+    return least_squares_scale(blocks, config.levels)
+
+
+def quantize(latent: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Return the uint8 codes [O, I] of a weight [O, I] for the given scales [O or 1, G]."""
+    return nearest_codes(latent.float() / expand_scale(scale, latent.shape[1]), grid)
+
+
+def dequantize(codes: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Return `levels[codes] * scale` in float32: codes [O, I], scale [O or 1, G] -> [O, I]."""
+    factor = expand_scale(scale, codes.shape[1]) / grid.denominator
+    return numerators_of(codes, grid) * factor
+
+
+def quantize_weight(latent: Tensor, config: QuantConfig) -> QuantizedWeight:
+    """Fit the scales of a weight [O, I] and quantize it."""
+    scale = fit_scale(latent, config)
+    return QuantizedWeight(quantize(latent.detach(), scale, config.levels), scale)
+
+
+def fake_quantize(latent: Tensor, config: QuantConfig) -> Tensor:
+    """Return the weight [O, I] on its grid in floats, with the straight-through gradient."""
+    codes, scale = quantize_weight(latent, config)
+    return straight_through(latent, dequantize(codes, scale, config.levels).to(latent.dtype))
+
+
+def quantize_activation(x: Tensor) -> QuantizedActivation:
+    """Quantize each token to int8 by its largest magnitude (absmax).
+
+    Args:
+        x: [..., I].
+
+    Returns:
+        Whole numbers and the scale of each token, float32.
+    """
+    x = x.float()
+    absmax = x.abs().amax(dim=-1, keepdim=True).clamp_(min=MIN_ABSMAX)
+    values = (x * (INT8_MAX / absmax)).round_().clamp_(-INT8_MAX - 1, INT8_MAX)
+    return QuantizedActivation(values, absmax / INT8_MAX)
+
+
+def fake_quantize_activation(x: Tensor) -> Tensor:
+    """Return each token of x [..., I] on its int8 grid in floats, straight-through gradient."""
+    values, scale = quantize_activation(x.detach())
+    return straight_through(x, (values * scale).to(x.dtype))
+
+
+def expand_scale(scale: Tensor, num_in: int) -> Tensor:
+    """Repeat scales [O or 1, G] over the inputs of their group: [O or 1, I] or [O or 1, 1]."""
+    if scale.shape[1] == 1:
+        return scale
+    return scale.repeat_interleave(num_in // scale.shape[1], dim=1)
+
+
+def sqnr_db(latent: Tensor, quantized: Tensor) -> float:
+    """Signal to quantization noise ratio in dB of a weight and its quantized values."""
+    signal = latent.float().square().sum()
+    noise = (latent.float() - quantized.float()).square().sum()
+    return float(10 * torch.log10(signal / noise))

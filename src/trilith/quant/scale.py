@@ -1,0 +1,105 @@
+"""Scales: the factor of a tensor, a row or a group of inputs, and the rules that fit it."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trilith.quant.grid import Grid, nearest_codes, numerators_of
+
+Granularity = Literal["tensor", "row", "group"]
+
+# Smallest scale: a row of zeros keeps a finite inverse.
+MIN_SCALE = 1e-8
+# Starting points of the alternating fit, as multiples of root mean square / largest level.
+_START_MULTIPLES = (0.8, 1.2, 1.6, 2.0, 2.5)
+
+
+def grouped(latent: Tensor, granularity: Granularity, group_size: int | None) -> Tensor:
+    """View a weight by the blocks that share a scale.
+
+    Args:
+        latent: [O, I].
+        granularity: what shares a scale: the tensor, a row, or `group_size` inputs of a row.
+        group_size: inputs per group; only for granularity "group".
+
+    Returns:
+        A view: [1, 1, O*I], [O, 1, I] or [O, I / group_size, group_size].
+
+    Raises:
+        ValueError: the inputs are no multiple of `group_size`.
+    """
+    num_out, num_in = latent.shape
+    if granularity == "tensor":
+        return latent.reshape(1, 1, -1)
+    if granularity == "row":
+        return latent.reshape(num_out, 1, num_in)
+    if not group_size or num_in % group_size:
+        raise ValueError(
+            f"quant.group_size={group_size} does not divide the {num_in} inputs of a "
+            f"{num_out}x{num_in} weight; choose a divisor or quant.granularity=row"
+        )
+    return latent.reshape(num_out, -1, group_size)
+
+
+def absmean_scale(blocks: Tensor) -> Tensor:
+    """Mean absolute value of each block (BitNet b1.58, arXiv 2402.17764, eq. 3).
+
+    Args:
+        blocks: [..., N] as `grouped` returns them.
+
+    Returns:
+        float32 [...], at least MIN_SCALE.
+    """
+    return blocks.float().abs().mean(dim=-1).clamp_(min=MIN_SCALE)
+
+
+def refine_scale(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """One alternation of the least-squares fit: codes for this scale, then the best scale for them.
+
+    Never increases the squared error. A block whose codes are all zero keeps its scale.
+
+    Args:
+        blocks: [..., N].
+        scale: [...] float32.
+        grid: the levels.
+
+    Returns:
+        float32 [...].
+    """
+    values = blocks.float()
+    levels = numerators_of(nearest_codes(values / scale[..., None], grid), grid)
+    energy = levels.square().sum(dim=-1)
+    fitted = (values * levels).sum(dim=-1) / energy * grid.denominator
+    return torch.where(energy > 0, fitted, scale).clamp_(min=MIN_SCALE)
+
+
+def least_squares_scale(blocks: Tensor, grid: Grid, num_alternations: int = 8) -> Tensor:
+    """Scale with the smallest squared error found from several starting points.
+
+    Args:
+        blocks: [..., N].
+        grid: the levels.
+        num_alternations: alternations of codes and scale per starting point.
+
+    Returns:
+        float32 [...].
+    """
+    values = blocks.float()
+    rms = values.square().mean(dim=-1).sqrt().clamp_(min=MIN_SCALE)
+    best_scale = rms.clone()
+    best_error = torch.full_like(rms, torch.inf)
+    for multiple in _START_MULTIPLES:
+        scale = rms * (multiple / grid.max_level)
+        for _ in range(num_alternations):
+            scale = refine_scale(values, scale, grid)
+        error = squared_error(values, scale, grid)
+        best_scale = torch.where(error < best_error, scale, best_scale)
+        best_error = torch.minimum(error, best_error)
+    return best_scale
+
+
+def squared_error(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Sum of squared differences between the blocks and their quantized values: [..., N] -> [...]."""
+    levels = numerators_of(nearest_codes(blocks / scale[..., None], grid), grid)
+    return (blocks - levels * (scale[..., None] / grid.denominator)).square().sum(dim=-1)
