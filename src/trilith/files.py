@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush_to_disk(partial)
         if path.is_dir():
             remove(path)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         remove(partial)
 

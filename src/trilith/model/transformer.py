@@ -113,12 +113,9 @@ def initialize(model: Transformer) -> None:
     nn.init.normal_(model.embedding.weight, std=_INIT_STD)
     if not model.config.tied_head:
         nn.init.normal_(model.head.weight, std=_INIT_STD)
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        for linear in (block.attention.qkv, block.mlp.up):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for linear in (block.attention.out, block.mlp.down):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5 * shrink)
-    for module in model.modules():
-        if isinstance(module, BitLinear):
-            module.refit()
+    for name, linear in model.blocks.named_modules():
+        if isinstance(linear, nn.Linear):
+            factor = shrink if name.endswith((".out", ".down")) else 1.0
+            nn.init.normal_(linear.weight, std=factor / math.sqrt(linear.in_features))
+        if isinstance(linear, BitLinear):
+            linear.refit()

@@ -37,8 +37,8 @@ class QuantConfig:
             raise ValueError(f"quant.group_size={self.group_size} must be positive")
         if self.scale_rule == "absmean" and grid.num_levels > 3:
             raise ValueError(
-                f"quant.scale_rule=absmean does not fit grid={self.grid}: the mean magnitude is the "
-                "scale of sign and ternary weights alone; use scale_rule=least_squares"
+                f"quant.scale_rule=absmean does not fit grid={self.grid}: the mean magnitude is "
+                "the scale of sign and ternary weights alone; use scale_rule=least_squares"
             )
 
     @property

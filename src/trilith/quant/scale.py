@@ -100,6 +100,6 @@ def least_squares_scale(blocks: Tensor, grid: Grid, num_alternations: int = 8) -
 
 
 def squared_error(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Sum of squared differences between the blocks and their quantized values: [..., N] -> [...]."""
+    """Sum of squared differences between blocks and quantized blocks: [..., N] -> [...]."""
     levels = numerators_of(nearest_codes(blocks / scale[..., None], grid), grid)
     return (blocks - levels * (scale[..., None] / grid.denominator)).square().sum(dim=-1)
