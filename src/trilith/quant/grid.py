@@ -63,7 +63,7 @@ def nearest_codes(values: Tensor, grid: Grid) -> Tensor:
     """Return the code of the level nearest to each value.
 
     A value half way between two levels takes the one nearer to zero (for ternary this is
-    round-half-to-even, the `round` of BitNet b1.58); zero counts as positive where no level is zero.
+    round-half-to-even, the `round` of BitNet b1.58); without a zero level, zero counts as positive.
 
     Args:
         values: weights divided by their scale, any shape, floating point.
