@@ -1,0 +1,1 @@
+"""Training with Lightning: batches, recipes, stability, throughput, curves and exact resume."""
