@@ -38,7 +38,7 @@ def shift(rows: np.ndarray, counted: np.ndarray | None = None) -> Batch:
 class BatchSource(Protocol):
     """Anything that gives the batch at a position of the run."""
 
-    def batch(self, position: int) -> Batch: ...
+    def batch(self, position: int) -> Any: ...
 
 
 class _EpochOrder:
@@ -106,37 +106,24 @@ class MaskedRows:
         return shift(self.rows[places], self.counted[places])
 
 
-class Mixed:
-    """Batches of several sources joined row by row."""
-
-    def __init__(self, *sources: BatchSource) -> None:
-        self.sources = sources
-
-    def batch(self, position: int) -> Batch:
-        """Return the joined batches of all sources at `position`."""
-        parts = [source.batch(position) for source in self.sources]
-        return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
 class PositionLoader:
     """A data loader whose whole state is a position. Lightning saves and restores it.
 
     It needs a length: without one Lightning fetches a batch ahead and saves the wrong position.
     """
 
-    def __init__(self, source: BatchSource, *, num_batches: int, first: int = 0) -> None:
+    def __init__(self, source: BatchSource, *, num_batches: int) -> None:
         self.source = source
         self.num_batches = num_batches
-        self.first = first
         self.position = 0
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         while self.position < self.num_batches:
             self.position += 1
-            yield self.source.batch(self.first + self.position - 1)
+            yield self.source.batch(self.position - 1)
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:

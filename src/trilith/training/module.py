@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     nats: Tensor
 
 
-Objective = Callable[[Transformer, Batch], Loss]
+Objective = Callable[[Transformer, Any], Loss]
 
 
 def cross_entropy(logits_BTV: Tensor, batch: Batch) -> Tensor:
@@ -57,7 +57,7 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
         self.loss_nats = loss.nats
         return loss.total
