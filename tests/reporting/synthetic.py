@@ -152,14 +152,20 @@ def _write_curves(
     for step in range(1, NUM_STEPS + 1):
         floor = 3.3 + gap if not phases else 3.2 + gap
         drop = 4.9 if not phases else 0.5
-        loss = floor + drop * math.exp(-step / 90) + 0.5 * math.exp(-step / 400) + rng.gauss(0, 0.06)
+        loss = (
+            floor + drop * math.exp(-step / 90) + 0.5 * math.exp(-step / 400) + rng.gauss(0, 0.06)
+        )
         if quantized and not phases and 398 < step < 404:
             loss += 2.5
         lr = 1.5e-3 * min(1, step / 50, (NUM_STEPS - step + 1) / 200)
         row = [step, step * BATCH_TOKENS, f"{loss:.5f}", f"{lr:.6g}",
                f"{abs(rng.gauss(0.6, 0.1)) + 4 / step:.5f}", f"{rng.gauss(1e4, 300):.1f}",
                f"{rng.gauss(0.41, 0.01):.4f}"]  # fmt: skip
-        row += [f"{0.33 - 0.02 * step / NUM_STEPS:.5f}", f"{0.02 / step:.3g}"] if quantized else ["", ""]
+        row += (
+            [f"{0.33 - 0.02 * step / NUM_STEPS:.5f}", f"{0.02 / step:.3g}"]
+            if quantized
+            else ["", ""]
+        )
         rows.append(row + ([names[step - 1]] if phases else []))
         if step % 90 == 0:
             validation.append([step, step * BATCH_TOKENS, f"{loss + 0.05:.5f}"])
@@ -185,9 +191,13 @@ def _write_pack(folder: Path) -> None:
         if bits > 16:
             shares = {"weights": 0.74, "embedding": 0.25, "norms": 0.002, "tokenizer": 0.008}
         metrics |= {f"{name}/file_bytes": file_bytes, f"{name}/bits_per_weight": bits}
-        metrics |= {f"{name}/bytes/{part}": int(share * file_bytes) for part, share in shares.items()}
+        metrics |= {
+            f"{name}/bytes/{part}": int(share * file_bytes) for part, share in shares.items()
+        }
         edges = [round(-0.2 + 0.4 * i / 60, 6) for i in range(61)]
-        counts = [int(1e6 * math.exp(-((e + 0.003) ** 2) / 0.004)) + rng.randrange(90) for e in edges[:-1]]
+        counts = [
+            int(1e6 * math.exp(-((e + 0.003) ** 2) / 0.004)) + rng.randrange(90) for e in edges[:-1]
+        ]
         histograms[name] = {"weights": {"edges": edges, "counts": counts}}
         if bits < 16:
             levels = [-1, 0, 1] if bits < 2 else [-7, -5, -3, 0, 3, 5, 7]

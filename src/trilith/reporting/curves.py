@@ -142,9 +142,7 @@ def _numbers(
             for name in columns
         }
     except ValueError as error:
-        raise ValueError(
-            f"{source} is damaged ({error}); delete it and run {made_by}"
-        ) from None
+        raise ValueError(f"{source} is damaged ({error}); delete it and run {made_by}") from None
     if not np.isfinite(numbers["step"]).all():
         raise ValueError(f"{source} has a row without a step; delete it and run {made_by}")
     return numbers

@@ -149,8 +149,9 @@ def _read_object(path: Path, *, made_by: str) -> dict[str, Any]:
 def _read_numbers(path: Path, *, made_by: str, required: Sequence[str]) -> dict[str, float]:
     content = _read_object(path, made_by=made_by)
     _check_numbers(content, keys=required, where=str(path))
-    _check_numbers(content, keys=[key for key, value in content.items() if value is not None],
-                   where=str(path))
+    _check_numbers(
+        content, keys=[key for key, value in content.items() if value is not None], where=str(path)
+    )
     return {key: value for key, value in content.items() if value is not None}
 
 
@@ -191,7 +192,8 @@ def _histogram(
             f"expected {num_more} more {positions} than counts"
         )
     for name, numbers in ((positions, places), ("counts", counts)):
-        _check_numbers(dict(enumerate(numbers)), keys=range(len(numbers)), where=f"{where}/{name}")
+        indexed = {str(place): number for place, number in enumerate(numbers)}
+        _check_numbers(indexed, keys=list(indexed), where=f"{where}/{name}")
     return Histogram(tuple(places), tuple(counts))
 
 
@@ -250,5 +252,8 @@ def _read_stage_runs(metrics_dir: Path) -> dict[str, dict[str, Any]]:
     for stage in STAGES:
         for path in sorted((metrics_dir / stage).glob("**/run.json")):
             folder = path.parent.relative_to(metrics_dir).as_posix()
-            runs[folder] = _read_object(path, made_by=stage)
+            run = _read_object(path, made_by=stage)
+            if run.get("wall_s") is not None:
+                _check_numbers(run, keys=("wall_s",), where=str(path))
+            runs[folder] = run
     return runs
