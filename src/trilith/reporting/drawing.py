@@ -1,8 +1,9 @@
 """How every figure looks and becomes SVG: one style, one colour a model, stable bytes."""
 
 import io
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +11,9 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 WIDTH_IN = 8.0
@@ -29,7 +32,7 @@ COLOURS = (
     "#56B4E9",
     "#7F4F24",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+MARKERS = ("o", "s", "^", "D", "v", "<", ">", "h")
 DASHES = ("-", "--", "-.", ":")
 
 STYLE = {
@@ -119,6 +122,30 @@ def panels(
     return figure, list(axes.flat)
 
 
+def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
+    """Put one legend for all panels below them, each label once, in as many columns as fit."""
+    entries: dict[str, Artist] = {}
+    for axes in all_axes:
+        handles, labels = axes.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    # About 95 characters fit in a line; the handle and the gaps take the room of ten.
+    ncols = max(1, 95 // (10 + max(map(len, entries))))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=ncols)
+
+
+def label_logarithmic(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers at 1, 2 and 5 (matplotlib's own are formulas)."""
+    low, high = axis.get_view_interval()
+    # Over many decades 2 and 5 would only crowd the axis.
+    leading = (2.0, 5.0) if high < 200 * low else ()
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if _leading(value) in leading else "")
+    axis.set_tick_params(which="both", length=3.5, pad=3.5)
+
+
 def finish(figure: Figure, caption: Caption) -> Drawing:
     """Title the figure and turn it into SVG that reads aloud and can share a page with others."""
     figure.suptitle(caption.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -146,6 +173,10 @@ def _accessible(svg: str, *, caption: Caption) -> str:
     )
     lines = [line.rstrip() for line in body.splitlines() if line.strip()]
     return f"{opening} {label}>\n{described}\n" + "\n".join(lines) + "\n"
+
+
+def _leading(value: float) -> float:
+    return round(value / 10 ** math.floor(math.log10(value) + 1e-9), 6)
 
 
 def _rounded(path: str) -> str:

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from trilith.reporting.drawing import COLOURS, INK, MUTED, Caption, Drawing, Palette, finish, panels
+from trilith.reporting.drawing import (
+    COLOURS,
+    INK,
+    MUTED,
+    Caption,
+    Drawing,
+    Palette,
+    finish,
+    label_logarithmic,
+    legend_below,
+    panels,
+)
 from trilith.reporting.inputs import Figures, Histogram, by_prefix
 
 MB = 1e6
@@ -39,7 +50,7 @@ def draw_funnel(curate: Figures) -> Drawing:
     axes.set_xlim(0, max(*kept, 1) * 1.22)
     axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.set(xlabel="documents (count)", ylabel="rule, in order")
-    figure.legend(loc="outside lower left", ncols=2)
+    legend_below(figure, [axes])
     gap = left - curate["documents_out"]
     note = f" {abs(gap):,.0f} documents left or came in outside the rules shown." if gap else ""
     return finish(
@@ -69,8 +80,7 @@ def draw_quality_against_size(
     axes.set_xlim(low / 1.5, high * 1.5)
     span = (max(quality.values()) - min(quality.values())) or 0.1
     axes.set_ylim(min(quality.values()) - 0.15 * span, max(quality.values()) + 0.15 * span)
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
-    axes.xaxis.set_minor_formatter(lambda size, _: f"{size:g}" if _is_2_or_5(size) else "")
+    label_logarithmic(axes.xaxis)
     axes.set(xlabel="file size (MB, logarithmic)", ylabel="bits per byte of test text")
     _label_points(axes, sizes, quality=quality, middle=math.sqrt(low * high))
     return finish(
@@ -106,15 +116,15 @@ def draw_size_breakdown(parts: Mapping[str, Figures]) -> Drawing | None:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, max(start.max(), 1e-9) * 1.12)
     axes.set_xlabel("size (MB)")
-    figure.legend(loc="outside lower left", ncols=6)
+    legend_below(figure, [axes])
     return finish(
         figure,
         Caption(
             name="size_breakdown",
             title="Where the bytes go",
             reading="One bar a packed file, split into its parts; the number is the sum in MB "
-            "(10⁶ bytes). Codes are the quantized weights; what is not codes or scales stays at "
-            "higher precision.",
+            "(10⁶ bytes). Codes are the quantized weights; what is neither codes "
+            "nor scales is not on the grid.",
         ),
     )
 
@@ -135,7 +145,7 @@ def draw_weight_histograms(
         figure,
         Caption(
             name="weight_histograms",
-            title="Weights before coding",
+            title="Weight values",
             reading="How the values of the weights are spread, in per cent of all. A tall bar "
             "at the very edge means that values were cut off.",
         ),
@@ -185,10 +195,6 @@ def _small_multiples(names: Sequence[str]) -> tuple[Any, list[Axes]]:
 def _percent(histogram: Histogram) -> np.ndarray:
     counts = np.array(histogram.counts, dtype=float)
     return 100 * counts / max(counts.sum(), 1.0)
-
-
-def _is_2_or_5(size: float) -> bool:
-    return round(size / 10 ** math.floor(math.log10(size) + 1e-9), 6) in (2, 5)
 
 
 def _label_points(axes: Axes, sizes: Figures, *, quality: Figures, middle: float) -> None:

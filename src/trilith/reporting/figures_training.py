@@ -4,16 +4,25 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from trilith.reporting.curves import Run, latest_pass, smooth, thin
-from trilith.reporting.drawing import MUTED, Caption, Drawing, Palette, finish, panels
+from trilith.reporting.drawing import (
+    DASHES,
+    MUTED,
+    Caption,
+    Drawing,
+    Palette,
+    finish,
+    label_logarithmic,
+    legend_below,
+    panels,
+)
 from trilith.reporting.inputs import Figures
 
 STEP_LABEL = "optimizer step"
-EVENT_MARKS = {"spike": ("X", "#b91c1c"), "rollback": ("v", "#7c3aed"), "stop": ("s", "#111827")}
+# Marker and height above the lower edge, as a share: a spike may lie far outside the view.
+EVENT_MARKS = {"spike": ("X", 0.04), "rollback": ("v", 0.10), "stop": ("s", 0.16)}
 
 
 class Curve(NamedTuple):
@@ -31,7 +40,7 @@ def draw_pretraining_loss(
     figure, (whole, late) = panels(1, 2, height_in=4.2)
     for axes in (whole, late):
         for run in runs:
-            _loss_lines(axes, run, looks=looks, colour=looks[run.name].colour, label=run.name)
+            _loss_lines(axes, run, looks=looks)
         axes.set(xlabel=STEP_LABEL, ylabel="loss (nats per token)")
     for name, floor in floors.items():
         whole.axhline(floor["loss_nats"], color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
@@ -51,7 +60,7 @@ def draw_pretraining_loss(
     late.set_xlim(left=half)
     late.set_ylim(*_loss_limits(runs, since=half))
     late.set_title("second half, enlarged")
-    _put_legend(figure, [whole])
+    legend_below(figure, [whole])
     return finish(
         figure,
         Caption(
@@ -60,8 +69,8 @@ def draw_pretraining_loss(
             reading="Lower is better. Light lines are the loss of each batch, dark lines its "
             "moving average, open points the loss on validation text. Dashed lines are what "
             "counting single tokens (unigram) or pairs (bigram) reaches on the test text without "
-            "a network. Crosses are loss spikes, triangles rollbacks to an earlier checkpoint, "
-            "dotted verticals cuts of the learning rate.",
+            "a network. Along the lower edge crosses are loss spikes, triangles rollbacks to an "
+            "earlier checkpoint, squares stops; dotted verticals are cuts of the learning rate.",
         ),
     )
 
@@ -72,7 +81,7 @@ def draw_evolution_loss(runs: Sequence[Run], *, looks: Palette) -> Drawing | Non
         return None
     figure, all_axes = panels(len(runs), height_in=1.2 + 2.1 * len(runs))
     for axes, run in zip(all_axes, runs, strict=True):
-        _loss_lines(axes, run, looks=looks, colour=looks[run.name].colour, label="loss")
+        _loss_lines(axes, run, looks=looks)
         axes.set_ylim(*_loss_limits([run], headroom=0.16))
         axes.set_title(run.name)
         axes.set_ylabel("loss (nats per token)")
@@ -164,9 +173,10 @@ def _draw_curves(
         axes.margins(x=0.01)
         if curve.scale == "log" and positive:
             axes.set_yscale("log")
+            label_logarithmic(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
-    _put_legend(figure, all_axes)
+    legend_below(figure, all_axes)
     return finish(figure, caption)
 
 
@@ -175,44 +185,51 @@ def _curve_lines(axes: Axes, run: Run, *, curve: Curve, looks: Palette) -> None:
     if not np.isfinite(values).any():
         return
     look = looks[run.name]
-    # The learning rate is set, not measured: there is nothing to smooth.
-    if curve.column != "lr":
+    dashes = look.dashes
+    if curve.column == "lr":
+        # Set, not measured: nothing to smooth, and equal schedules lie on each other.
+        dashes = DASHES[looks.names.index(run.name) % len(DASHES)]
+    else:
         rows = thin(values)
         axes.plot(steps[rows], values[rows], color=look.colour, alpha=0.22, linewidth=0.8)
         values = smooth(values)
     rows = thin(values)
-    axes.plot(steps[rows], values[rows], color=look.colour, linestyle=look.dashes, label=run.name)
+    axes.plot(steps[rows], values[rows], color=look.colour, linestyle=dashes, label=run.name)
 
 
-def _loss_lines(axes: Axes, run: Run, *, looks: Palette, colour: str, label: str) -> None:
+def _loss_lines(axes: Axes, run: Run, *, looks: Palette) -> None:
+    look = looks[run.name]
     raw = run.steps["loss_nats"]
     rows = thin(raw)
-    axes.plot(run.steps["step"][rows], raw[rows], color=colour, alpha=0.22, linewidth=0.8)
+    axes.plot(run.steps["step"][rows], raw[rows], color=look.colour, alpha=0.22, linewidth=0.8)
     steps, kept = latest_pass(run, column="loss_nats")
     average = smooth(kept)
     rows = thin(average)
-    axes.plot(
-        steps[rows], average[rows], color=colour, linestyle=looks[run.name].dashes, label=label
-    )
+    axes.plot(steps[rows], average[rows], color=look.colour, linestyle=look.dashes, label=run.name)
     axes.plot(
         run.validation["step"],
         run.validation["loss_nats"],
         linestyle="none",
-        marker=looks[run.name].marker,
+        marker=look.marker,
         markersize=4.5,
         markerfacecolor="white",
-        markeredgecolor=colour,
-        label=f"{label}, validation",
+        markeredgecolor=look.colour,
+        label=f"{run.name}, validation",
     )
+    _mark_events(axes, run, colour=look.colour)
+
+
+def _mark_events(axes: Axes, run: Run, *, colour: str) -> None:
     for event in run.events:
+        label = event.kind.replace("_", " ")
         if event.kind == "lr_cut":
-            axes.axvline(event.step, color=colour, linestyle=":", linewidth=1)
+            axes.axvline(event.step, color=colour, linestyle=":", linewidth=1, label=label)
             continue
-        marker, edge = EVENT_MARKS[event.kind]
-        loss = raw[np.abs(run.steps["step"] - event.step).argmin()]
+        marker, height = EVENT_MARKS[event.kind]
         axes.plot(
-            event.step, loss, linestyle="none", marker=marker, color=edge, markersize=7,
-            markeredgecolor="white", label=event.kind, zorder=5,
+            event.step, height, transform=axes.get_xaxis_transform(), linestyle="none",
+            marker=marker, markersize=7, color=colour, markeredgecolor="white", label=label,
+            zorder=5,
         )  # fmt: skip
 
 
@@ -236,12 +253,3 @@ def _loss_limits(
     high = max([high, *also])
     room = (high - low) or 1.0
     return low - 0.05 * room, high + headroom * room
-
-
-def _put_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    entries: dict[str, Artist] = {}
-    for axes in all_axes:
-        handles, labels = axes.get_legend_handles_labels()
-        for handle, label in zip(handles, labels, strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from trilith.files import replacing, write_json
 from trilith.reporting import figures_models, figures_training, tables
@@ -236,7 +236,7 @@ def _render(template: str, *, context: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"visible": visible, "fenced": fenced, "cell": markdown_cell}
-    environment.filters["inline_svg"] = _inline_svg
+    environment.filters |= {"inline_svg": _inline_svg, "breakable": _breakable}
     environment.tests["drawing"] = lambda item: isinstance(item, Drawing)
     return environment.get_template(template).render(context)
 
@@ -244,6 +244,11 @@ def _render(template: str, *, context: Mapping[str, Any]) -> str:
 def _inline_svg(drawing: Drawing) -> Markup:
     # Safe: matplotlib escapes every text in it, and we wrote the rest.
     return Markup(drawing.svg)
+
+
+def _breakable(text: str) -> Markup:
+    # Long names such as dense_continued_prime7 may wrap after an underscore.
+    return escape(visible(text)).replace("_", Markup("_<wbr>"))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -61,7 +61,7 @@ def number(value: Any, *, digits: int | None = None) -> str:
         return f"{value:,.{digits}f}"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def target_table(verdicts: Sequence[Verdict]) -> Table:
@@ -116,7 +116,7 @@ def quality_table(evaluation: Evaluation) -> Table:
         ),
         rows=tuple(rows),
         note="Lower is better, but for agreement. Ratio, agreement and KL are against the "
-        "reference, a dense model that saw as many tokens. Perplexities compare only within one "
+        "reference, a dense model. Perplexities compare only within one "
         "tokenizer; bits per byte compare across tokenizers.",
     )
 
@@ -129,8 +129,8 @@ def size_table(models: Models, *, run: Mapping[str, Any]) -> Table:
             number(figures["file_bytes"] / 1e6, digits=2),
             number(bytes_ratio(models, model=name), digits=3),
             number(figures.get("bits_per_weight"), digits=2),
-            number(figures.get("prefill_tokens_per_s"), digits=0),
-            number(figures.get("decode_tokens_per_s"), digits=0),
+            number(figures.get("prefill_tokens_per_s")),
+            number(figures.get("decode_tokens_per_s")),
             number(figures.get("num_tokens_seen")),
         )
         for name, figures in models.items()
