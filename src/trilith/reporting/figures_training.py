@@ -21,8 +21,8 @@ from trilith.reporting.drawing import (
 from trilith.reporting.inputs import Figures
 
 STEP_LABEL = "optimizer step"
-# Marker and height above the lower edge, as a share: a spike may lie far outside the view.
-EVENT_MARKS = {"spike": ("X", 0.04), "rollback": ("v", 0.10), "stop": ("s", 0.16)}
+# Marker and height in the panel, as a share: a spike may lie far outside the view.
+EVENT_MARKS = {"spike": ("X", 0.89), "rollback": ("v", 0.83), "stop": ("s", 0.77)}
 
 
 class Curve(NamedTuple):
@@ -69,7 +69,7 @@ def draw_pretraining_loss(
             reading="Lower is better. Light lines are the loss of each batch, dark lines its "
             "moving average, open points the loss on validation text. Dashed lines are what "
             "counting single tokens (unigram) or pairs (bigram) reaches on the test text without "
-            "a network. Along the lower edge crosses are loss spikes, triangles rollbacks to an "
+            "a network. Near the upper edge crosses are loss spikes, triangles rollbacks to an "
             "earlier checkpoint, squares stops; dotted verticals are cuts of the learning rate.",
         ),
     )
