@@ -23,5 +23,9 @@ def metrics(finished_metrics: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def report(finished_metrics: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
-    """The report of the complete tree."""
-    return write_report(finished_metrics, out_dir=tmp_path_factory.mktemp("report"))
+    """The report of the complete tree, in a folder with an older figure and another's file."""
+    out_dir = tmp_path_factory.mktemp("report")
+    (out_dir / "figures").mkdir()
+    (out_dir / "figures" / "stale.svg").write_text("<svg/>")
+    (out_dir / "config.yaml").write_text("seed: 1\n")
+    return write_report(finished_metrics, out_dir=out_dir)

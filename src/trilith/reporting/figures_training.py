@@ -102,7 +102,9 @@ def draw_evolution_loss(runs: Sequence[Run], *, looks: Palette) -> Drawing | Non
             title="Evolution loss by phase",
             reading="One panel a run, lower is better. Bands are the phases of the run. Light "
             "line: each batch; dark line: moving average; open points: validation text. Phases "
-            "may differ in data and objective, so compare losses within a phase.",
+            "may differ in data and objective, so compare losses within a phase. Crosses, "
+            "triangles and squares are spikes, rollbacks and stops, dotted lines cuts of the "
+            "learning rate.",
         ),
     )
 
