@@ -168,7 +168,7 @@ class DuplicateConfig:
             raise ValueError(f"corpus.duplicates.ngram={self.ngram} must be at least 1")
         if not 0 < self.threshold <= 1:
             raise ValueError(
-                f"corpus.duplicates.threshold={self.threshold} is not a Jaccard similarity in (0, 1]"
+                f"corpus.duplicates.threshold={self.threshold} is not a similarity in (0, 1]"
             )
         if self.num_permutations < 1 or self.num_bands < 1:
             raise ValueError(
