@@ -168,4 +168,6 @@ def _check_splits(documents: list[Document]) -> None:
 
 def _with_progress(source: Source) -> tqdm:
     # disable=None: no bar where nobody watches, as in logs.
-    return tqdm(source.documents, total=source.count, desc="curate", unit="doc", disable=None)
+    return tqdm(
+        source.documents, total=source.num_documents, desc="curate", unit="doc", disable=None
+    )

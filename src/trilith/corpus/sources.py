@@ -40,7 +40,7 @@ class Source(NamedTuple):
     """The documents of a source in a fixed order, and how many there are where that is known."""
 
     documents: Iterator[RawDocument]
-    count: int | None
+    num_documents: int | None
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -57,7 +57,7 @@ def open_source(config: SourceConfig) -> Source:
         assert config.path is not None
         root = Path(config.path).resolve()
         return _open_files(root, config, source=f"folder/{root.name}")
-    return Source(islice(_dataset_rows(config), config.max_documents), count=None)
+    return Source(islice(_dataset_rows(config), config.max_documents), num_documents=None)
 
 
 def decode(raw: bytes, *, is_python: bool) -> str:
@@ -85,7 +85,7 @@ def _open_files(root: Path, config: SourceConfig, *, source: str) -> Source:
             f"{list(config.exclude)}; check corpus.source.path, suffixes and exclude"
         )
     documents = (_raw_file(path, root=root, config=config, source=source) for path in paths)
-    return Source(documents, count=len(paths))
+    return Source(documents, num_documents=len(paths))
 
 
 def _matching_files(root: Path, config: SourceConfig) -> list[Path]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
 
@@ -43,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     return Tokenizer(written.getvalue())
 
 
-def _settings(config: TokenizerConfig) -> dict[str, object]:
+def _settings(config: TokenizerConfig) -> dict[str, Any]:
     control = [piece for piece in SPECIAL_IDS if piece.startswith("<|")]
     return {
         "model_type": "bpe",

@@ -123,9 +123,11 @@ def open_split(tokens_dir: Path, split: str) -> TokenShard:
     expected = SplitManifest(**manifest["splits"][split])
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
     bin_path, idx_path = _shard_paths(tokens_dir, split)
-    _check_file(bin_path, num_bytes=expected.tokens * dtype.itemsize, hash=expected.bin_sha256)
+    _check_file(bin_path, num_bytes=expected.tokens * dtype.itemsize, digest=expected.bin_sha256)
     num_offsets = expected.documents + 1
-    _check_file(idx_path, num_bytes=num_offsets * _OFFSET_DTYPE.itemsize, hash=expected.idx_sha256)
+    _check_file(
+        idx_path, num_bytes=num_offsets * _OFFSET_DTYPE.itemsize, digest=expected.idx_sha256
+    )
     return TokenShard(
         tokens=np.memmap(bin_path, dtype=dtype, mode="r"),
         # int64, so that offsets mix with ordinary integers without turning into floats.
@@ -168,14 +170,14 @@ def _check_tokenizer(folder: Path, *, expected: str) -> None:
         raise ValueError(f"{folder / 'ids.json'} is not the id table of {model.name}; run tokenize")
 
 
-def _check_file(path: Path, *, num_bytes: int, hash: str) -> None:
+def _check_file(path: Path, *, num_bytes: int, digest: str) -> None:
     require(path, made_by="tokenize")
     if path.stat().st_size != num_bytes:
         raise ValueError(
             f"{path} has {path.stat().st_size} bytes, expected {num_bytes}: it was cut or "
             "belongs to another run; run tokenize"
         )
-    if sha256(path) != hash:
+    if sha256(path) != digest:
         raise ValueError(f"{path} is damaged (its hash is not the manifest's); run tokenize")
 
 

@@ -70,14 +70,16 @@ def _read_texts(path: Path) -> dict[str, list[_Text]]:
     """Texts by split, each in the order of the ids: hashes, so neighbours on disk part ways."""
     path = require(path, made_by="curate")
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow.names
+            table = file.read(columns=list(_COLUMNS))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is damaged (not parquet: {error}); delete it and run curate"
         ) from error
-    if set(table.column_names) != set(_COLUMNS):
+    if not set(_COLUMNS) <= set(found):
         raise ValueError(
-            f"{path} lacks columns: got {table.column_names}, expected {list(_COLUMNS)}; run curate"
+            f"{path} lacks columns: got {found}, expected {list(_COLUMNS)} among them; run curate"
         )
     texts: dict[str, list[_Text]] = {name: [] for name in SPLITS}
     for row in table.sort_by("id").to_pylist():
@@ -87,8 +89,8 @@ def _read_texts(path: Path) -> dict[str, list[_Text]]:
                 "run curate"
             )
         texts[row["split"]].append(_Text(row["id"], row["text"], len(row["text"].encode())))
-    for name, found in texts.items():
-        if not found:
+    for name, split in texts.items():
+        if not split:
             raise ValueError(f"{path} has no document in split {name!r}; run curate")
     return texts
 

@@ -1,6 +1,6 @@
 """The tokenizer: text <-> ids, exact for every string, and text from ids that come one by one.
 
-The reference for what an id means. SentencePiece finds the pieces; the bytes of each piece are ours.
+The reference for what an id means. SentencePiece finds the pieces; their bytes are ours.
 """
 
 import codecs
