@@ -32,6 +32,7 @@ TARGETS = (
     Target("evolved_prime7", "perplexity_ratio", 1.02),
     Target("evolved_ternary", "perplexity_ratio", 1.12),
     Target("ternary", "bytes_ratio", 0.25),
+    Target("evolved_ternary", "bytes_ratio", 0.25),
 )
 
 

@@ -80,7 +80,7 @@ def read_inputs(metrics_dir: Path) -> Inputs:
             metrics_dir / "tokenize" / "metrics.json", made_by="tokenize", required=("vocab_size",)
         ),
         pretrain=_read_pretraining(metrics_dir / "pretrain"),
-        evolution=_read_evolution(evolve_dir),
+        evolution=_read_evolution(evolve_dir / "curves"),
         evolve=_read_object(evolve_dir / "metrics.json", made_by="evolve")
         if evolve_dir.exists()
         else {},
