@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from stage import Stage
-
 from trilith.corpus import read_documents
 from trilith.evolution import (
     AnswerRows,

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
 from schema import check
 from stage import ROOT, load_choices
-
 from trilith.files import replacing
 
 

@@ -1,7 +1,6 @@
 """Stage curate: sources to filtered, deduplicated documents, split by document."""
 
 from stage import Stage, run
-
 from trilith.corpus import CorpusConfig, curate
 
 

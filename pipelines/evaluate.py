@@ -2,7 +2,6 @@
 
 from answers import load_answers
 from stage import Stage, run
-
 from trilith.evaluation import EvaluateConfig, evaluate_models
 from trilith.training import EvolveConfig, HardwareConfig, TrainConfig, device_name, prepare_cpu
 

@@ -3,7 +3,6 @@
 from answers import load_answers
 from stage import Stage, run
 from training_run import open_place
-
 from trilith.files import require, sha256
 from trilith.model import load_checkpoint
 from trilith.training import EvolveConfig, EvolveInputs, TrainConfig, evolve

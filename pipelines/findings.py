@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from stage import ROOT
-
 from trilith.files import read_json
 from trilith.reporting import closing_lines
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from stage import Stage, run
-
 from trilith.files import require, write_json
 from trilith.packed import PackConfig, pack_all
 from trilith.training import HardwareConfig, prepare_cpu

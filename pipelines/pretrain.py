@@ -2,7 +2,6 @@
 
 from stage import Stage, run
 from training_run import open_place
-
 from trilith.files import require, sha256
 from trilith.model import ModelConfig
 from trilith.training import PretrainConfig, PretrainPlan, TrainConfig, pretrain

@@ -3,7 +3,6 @@
 import logging
 
 from stage import Stage, run
-
 from trilith.reporting import closing_lines, write_report
 
 log = logging.getLogger("trilith.pipelines.report")

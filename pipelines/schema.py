@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sections import build
-
 from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig
 from trilith.model import ModelConfig

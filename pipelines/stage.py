@@ -23,8 +23,8 @@ import filelock  # noqa: E402
 import hydra  # noqa: E402
 import yaml  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from sections import build  # noqa: E402
 
+from sections import build  # noqa: E402
 from trilith.files import is_disk_full, write_json  # noqa: E402
 
 log = logging.getLogger("trilith.pipelines")
@@ -84,7 +84,9 @@ def _guarded(name: str, main: Callable[[Stage], None], config: DictConfig) -> in
             main(stage)
             _write_run_file(stage, time.perf_counter() - started)
     except KeyboardInterrupt:
-        log.error("%s: stopped by Ctrl-C; nothing half-written stays, the same command goes on", name)
+        log.error(
+            "%s: stopped by Ctrl-C; nothing half-written stays, the same command goes on", name
+        )
         return 130
     except filelock.Timeout:
         out_dir = config["out_dir"]

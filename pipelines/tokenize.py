@@ -1,7 +1,6 @@
 """Stage tokenize: a tokenizer learned on the training split, and the documents as token shards."""
 
 from stage import Stage, run
-
 from trilith.tokens import TokenizerConfig, tokenize_corpus
 
 

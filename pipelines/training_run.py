@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from stage import Stage
-
 from trilith.training import (
     HardwareConfig,
     RunPlace,

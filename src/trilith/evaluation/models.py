@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilith.evaluation.config import EvaluateConfig
-from trilith.evaluation.quality import HeldOut, bits_per_byte, score_answers, score_text
-from trilith.evaluation.speed import measure_speed
+from trilith.evaluation.quality import HeldOut
 from trilith.evolution import AnswerRows
 from trilith.files import require
-from trilith.model import Transformer
-from trilith.packed import PackedFile, build_packed_model, measure, read_packed
-from trilith.runtime import Engine, SamplingConfig
-from trilith.tokens import Tokenizer, bigram_loss, open_split, unigram_loss
+from trilith.packed import build_packed_model, read_packed
+from trilith.tokens import Tokenizer, open_split
 
 log = logging.getLogger(__name__)
 

@@ -62,9 +62,7 @@ def score_text(
         agreement += float((log_probs.argmax(-1) == expected.argmax(-1)).sum())
         kl += float(F.kl_div(log_probs, expected, log_target=True, reduction="sum"))
         num_tokens += targets_BT.numel()
-    return TextQuality(
-        total_loss / num_tokens, agreement / num_tokens, kl / num_tokens, num_tokens
-    )
+    return TextQuality(total_loss / num_tokens, agreement / num_tokens, kl / num_tokens, num_tokens)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from trilith.model.checkpoint import (
 )
 from trilith.model.config import ModelConfig
 from trilith.model.count import ParameterCount, count_parameters, training_flops_per_token
+from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "ParameterCount",
+    "RMSNorm",
     "Transformer",
     "build_model",
     "count_parameters",

@@ -27,8 +27,10 @@ class Codec:
         """Pack uint8 codes of any shape, in row-major order, to a uint8 vector.
 
         Raises:
-            ValueError: a code is too large for the codec.
+            ValueError: a code is too large for the codec, or the codes are not uint8.
         """
+        if codes.dtype != torch.uint8:
+            raise ValueError(f"codec {self.name} packs uint8 codes, got {codes.dtype}")
         flat = codes.reshape(-1)
         if flat.numel() and int(flat.max()) >= self.num_codes:
             raise ValueError(f"code {int(flat.max())} does not fit codec {self.name}")

@@ -28,8 +28,11 @@ class QuantizedActivation(NamedTuple):
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """Value of `quantized`, gradient of `x` (Bengio et al., arXiv 1308.3432)."""
-    return x + (quantized - x).detach()
+    """Value of `quantized`, gradient of `x` (Bengio et al., arXiv 1308.3432).
+
+    Written as q + (x - x), not x + (q - x): the latter rounds twice and leaves the grid.
+    """
+    return quantized.detach() + (x - x.detach())
 
 
 def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:

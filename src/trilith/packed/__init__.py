@@ -1,0 +1,28 @@
+"""The packed file: write with proof, read with checks, load, measure."""
+
+from trilith.packed.config import PackConfig
+from trilith.packed.contents import Attachments, TokenizerParts
+from trilith.packed.load import build_packed_model, load_model
+from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
+from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
+from trilith.packed.read import PackedFile, read_packed
+from trilith.packed.write import round_to_stored, write_packed
+
+__all__ = [
+    "Attachments",
+    "CodesEntry",
+    "Histogram",
+    "Manifest",
+    "PackConfig",
+    "PackReport",
+    "PackedFile",
+    "TensorEntry",
+    "TokenizerParts",
+    "build_packed_model",
+    "latent_histogram",
+    "load_model",
+    "measure",
+    "read_packed",
+    "round_to_stored",
+    "write_packed",
+]

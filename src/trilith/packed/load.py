@@ -1,0 +1,88 @@
+"""From a packed file to a model that runs: PackedLinear projections, no gradient."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trilith.kernels import PackedLinear
+from trilith.model import RMSNorm, Transformer
+from trilith.packed.contents import TOKENIZER_TENSOR
+from trilith.packed.precision import restore_rows
+from trilith.packed.read import PackedFile, naming, read_packed
+
+
+def load_model(path: Path) -> Transformer:
+    """Read, check and build the model of a packed file, ready to run on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is foreign, damaged, or does not hold the model it describes.
+    """
+    return build_packed_model(read_packed(path))
+
+
+def build_packed_model(file: PackedFile) -> Transformer:
+    """Build the model of a packed file that was read: in evaluation mode, without gradients."""
+    with torch.device("meta"):
+        model = Transformer(file.manifest.model, partial(nn.Linear, bias=False))
+    unused = dict(file.tensors)
+    unused.pop(TOKENIZER_TENSOR)
+    with naming(file.path):
+        for name, module in list(model.named_modules()):
+            if isinstance(module, RMSNorm):
+                _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
+            elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
+                model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
+            elif isinstance(module, nn.Linear) and name != "head":
+                _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
+        _fill(model.embedding, _take_rows(unused, "embedding"))
+        if file.manifest.model.tied_head:
+            model.head.weight = model.embedding.weight
+        else:
+            _fill(model.head, _take_rows(unused, "head"))
+        if unused:
+            raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
+    return model.requires_grad_(False).eval()
+
+
+def _packed_linear(
+    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear
+) -> PackedLinear:
+    weight = file.packed_weight(name)
+    _require_shape(weight.shape, like.weight.shape)
+    unused.pop(f"{name}.codes")
+    unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
+    return PackedLinear(weight, activation_bits=file.manifest.activation_bits)
+
+
+def _take_rows(unused: dict[str, Tensor], name: str) -> Tensor:
+    stored = {"weight": _take(unused, f"{name}.weight", torch.bfloat16, torch.int8)}
+    if stored["weight"].dtype == torch.int8:
+        stored["scale"] = _take(unused, f"{name}.scale", torch.float32)
+        _require_shape(stored["scale"].shape, (len(stored["weight"]), 1))
+    return restore_rows(stored)
+
+
+def _take(unused: dict[str, Tensor], name: str, *dtypes: torch.dtype) -> Tensor:
+    tensor = unused.pop(name, None)
+    if tensor is None:
+        raise ValueError(f"lacks {name}, which its model needs; pack the model again")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"holds {name} as {tensor.dtype}, expected {dtypes}; pack it again")
+    return tensor
+
+
+def _fill(module: nn.Module, weight: Tensor) -> None:
+    assert isinstance(module.weight, nn.Parameter)
+    _require_shape(weight.shape, module.weight.shape)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _require_shape(found: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(found) != tuple(expected):
+        raise ValueError(
+            f"holds a tensor {list(found)} where its model has {list(expected)}; pack it again"
+        )
