@@ -1,5 +1,6 @@
 """Writing that is whole or absent, hashing, and the JSON files between the stages."""
 
+import errno
 import hashlib
 import json
 import os
@@ -78,6 +79,18 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if the error says that there is no room: full disk, quota or file size limit.
+
+    Libraries wrap the system's error, torch even drops it, so the text decides where no code does.
+    """
+    codes = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    texts = [os.strerror(code) for code in codes] + ["PytorchStreamWriter failed writing"]
+    if getattr(error, "errno", None) in codes:
+        return True
+    return any(text in str(error) for text in texts)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
+from trilith.model.norm import RMSNorm
 
 LinearFactory = Callable[[int, int], nn.Module]
 
@@ -29,9 +31,9 @@ class Attention(nn.Module):
         )
         self.out = linear(config.width, config.width)
         norm_eps = config.norm_eps
-        self.q_norm = nn.RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
-        self.sub_norm = nn.RMSNorm(config.width, norm_eps) if config.sub_norm else nn.Identity()
+        self.q_norm = RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
+        self.sub_norm = RMSNorm(config.width, norm_eps) if config.sub_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D]."""
@@ -80,8 +82,26 @@ def rope_tables(positions_T: Tensor, head_width: int, theta: float) -> tuple[Ten
     return angles.cos(), angles.sin()
 
 
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_TC, sin_TC)
+        return _turn(x_BHTC, cos_TC, sin_TC)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos_TC, sin_TC = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _turn(grad, cos_TC, -sin_TC), None, None
+
+
 def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn each pair (i, i + C/2) of features by its position's angle."""
-    first, second = x_BHTC.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x_BHTC * cos_TC + turned * sin_TC).to(x_BHTC.dtype)
+    """Turn each pair (i, i + C/2) of features by its position's angle; the gradient turns back."""
+    return _Rotate.apply(x_BHTC, cos_TC, sin_TC)
+
+
+def _turn(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    half = x_BHTC.shape[-1] // 2
+    out = x_BHTC * cos_TC
+    out[..., :half].addcmul_(x_BHTC[..., half:], sin_TC[:, :half], value=-1)
+    out[..., half:].addcmul_(x_BHTC[..., :half], sin_TC[:, half:])
+    return out.to(x_BHTC.dtype)

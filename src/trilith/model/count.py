@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from trilith.model.config import ModelConfig
+from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
 
 
@@ -28,7 +28,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         model = build_model(config, None)
     embedding = model.embedding.weight.numel()
     head = 0 if config.tied_head else model.head.weight.numel()
-    norms = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.RMSNorm))
+    norms = sum(m.weight.numel() for m in model.modules() if isinstance(m, RMSNorm))
     total = sum(p.numel() for p in model.parameters())
     return ParameterCount(embedding, head, total - embedding - head - norms, norms)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trilith.model.attention import Attention, LinearFactory, rope_tables
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
+from trilith.model.norm import RMSNorm
 from trilith.quant import BitLinear, QuantConfig
 
 _INIT_STD = 0.02
@@ -26,7 +27,7 @@ class Mlp(nn.Module):
         self.kind = config.mlp
         self.up = linear(config.width, config.mlp_width * (2 if config.is_gated else 1))
         self.sub_norm = (
-            nn.RMSNorm(config.mlp_width, config.norm_eps) if config.sub_norm else nn.Identity()
+            RMSNorm(config.mlp_width, config.norm_eps) if config.sub_norm else nn.Identity()
         )
         self.down = linear(config.mlp_width, config.width)
 
@@ -45,9 +46,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, layer: int, linear: LinearFactory) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config, layer=layer, linear=linear)
-        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = Mlp(config, linear)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
@@ -66,7 +67,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, layer=layer, linear=linear) for layer in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight

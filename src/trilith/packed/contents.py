@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import pack_weight
-from trilith.model import Transformer
+from trilith.model import RMSNorm, Transformer
 from trilith.packed.config import PackConfig
 from trilith.packed.manifest import CodesEntry, Manifest, Part, TensorEntry, describe
 from trilith.packed.precision import store_rows
@@ -49,7 +49,7 @@ def take_apart(model: Transformer, *, config: PackConfig, attachments: Attachmen
         entries[name] = describe(tensors[name], part=part, codes=codes)
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.RMSNorm):
+        if isinstance(module, RMSNorm):
             add(f"{name}.weight", module.weight.float(), "norms")
         elif isinstance(module, BitLinear):
             grid = module.config.levels

@@ -76,7 +76,7 @@ def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Gri
     """Reference product of whole-number activations and level numerators, scaled by the weight.
 
     Args:
-        values: whole numbers in -128..127 held in float32, [..., I].
+        values: whole numbers in -127..127 held in float32, [..., I].
         numerators: whole numbers held in float32, [O, I].
         scale: weight scales, [O or 1, G].
         grid: the levels; divides by its denominator.
@@ -87,7 +87,7 @@ def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Gri
     factor = scale / grid.denominator
     num_groups = scale.shape[1]
     if num_groups == 1:
-        return _exact_matmul(values, numerators, grid) * factor.view(-1)
+        return _exact_matmul(values, numerators, grid).mul_(factor.view(-1))
     total = torch.zeros((), device=values.device)
     for group, (part, weight) in enumerate(
         zip(values.chunk(num_groups, -1), numerators.chunk(num_groups, -1), strict=True)
@@ -97,12 +97,10 @@ def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Gri
 
 
 def _exact_matmul(values: Tensor, numerators: Tensor, grid: Grid) -> Tensor:
-    largest_sum = (INT8_MAX + 1) * grid.numerators[-1] * numerators.shape[1]
-    # Autocast would round the sums to bfloat16.
-    with torch.autocast(values.device.type, enabled=False):
-        if largest_sum < _EXACT_FLOAT32:
-            return values @ numerators.T
-        return (values.double() @ numerators.double().T).float()
+    largest_sum = INT8_MAX * grid.numerators[-1] * numerators.shape[1]
+    if largest_sum < _EXACT_FLOAT32:
+        return values @ numerators.T
+    return (values.double() @ numerators.double().T).float()
 
 
 class _IntegerProduct(torch.autograd.Function):
@@ -115,7 +113,7 @@ class _IntegerProduct(torch.autograd.Function):
         values, token_scale = quantize_activation(x)
         ctx.save_for_backward(values, token_scale, numerators, scale)
         ctx.grid = grid  # type: ignore[attr-defined]
-        return (integer_product(values, numerators, scale, grid) * token_scale).to(x.dtype)
+        return integer_product(values, numerators, scale, grid).mul_(token_scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:

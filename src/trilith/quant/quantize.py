@@ -21,7 +21,7 @@ class QuantizedWeight(NamedTuple):
 
 
 class QuantizedActivation(NamedTuple):
-    """x ~ values * scale; the values are whole numbers in -128..127 held in float32."""
+    """x ~ values * scale; the values are whole numbers in -127..127 held in float32."""
 
     values: Tensor  # [..., I]
     scale: Tensor  # [..., 1]
@@ -76,8 +76,9 @@ def quantize_activation(x: Tensor) -> QuantizedActivation:
         Whole numbers and the scale of each token, float32.
     """
     x = x.float()
-    absmax = x.abs().amax(dim=-1, keepdim=True).clamp_(min=MIN_ABSMAX)
-    values = (x * (INT8_MAX / absmax)).round_().clamp_(-INT8_MAX - 1, INT8_MAX)
+    lowest, highest = torch.aminmax(x, dim=-1, keepdim=True)
+    absmax = torch.maximum(-lowest, highest).clamp_(min=MIN_ABSMAX)
+    values = (x * (INT8_MAX / absmax)).round_()
     return QuantizedActivation(values, absmax / INT8_MAX)
 
 

@@ -1,0 +1,30 @@
+"""Stage evolve: the dense twin to the prime grid and to ternary, beside a dense control."""
+
+from answers import load_answers
+from stage import Stage, run
+from training_run import open_place
+from trilith.files import require, sha256
+from trilith.model import load_checkpoint
+from trilith.training import EvolveConfig, EvolveInputs, TrainConfig, evolve
+
+
+def main(stage: Stage) -> None:
+    """Evolve the dense twin."""
+    config = stage.section("evolve", EvolveConfig)
+    train = stage.section("train", TrainConfig)
+    tokens_dir = stage.input("tokens")
+    twin_dir = stage.input("checkpoints") / "dense"
+    twin = load_checkpoint(twin_dir, made_by="pretrain")
+    answers = load_answers(stage, tokens_dir, split="train", length=config.answer_length)
+    origins = [twin_dir / "config.json", tokens_dir / "manifest.json"]
+    hashes = [sha256(require(path, made_by="pretrain")) for path in origins]
+    place = open_place(stage, "evolve", depends_on=[config, train, *hashes])
+    inputs = EvolveInputs(twin, tokens_dir, answers)
+    stage.write_metrics(
+        evolve(inputs, config=config, train=train, out_dir=stage.out_dir, place=place)
+    )
+    place.wandb_run.finish()
+
+
+if __name__ == "__main__":
+    run("evolve", main)

@@ -1,0 +1,62 @@
+"""The whole configuration as types: a value that fits no section is refused before any work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sections import build
+from trilith.corpus import CorpusConfig
+from trilith.evaluation import EvaluateConfig
+from trilith.model import ModelConfig
+from trilith.packed import PackConfig
+from trilith.quant import QuantConfig
+from trilith.tokens import TokenizerConfig
+from trilith.training import (
+    EvolveConfig,
+    HardwareConfig,
+    PretrainConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the outputs of the stages before lie."""
+
+    corpus: str
+    tokens: str
+    checkpoints: str
+    evolved: str
+    packed: str
+    metrics: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every section of conf/config.yaml."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    quant: QuantConfig
+    train: TrainConfig
+    pretrain: PretrainConfig
+    evolve: EvolveConfig
+    pack: PackConfig
+    evaluate: EvaluateConfig
+    tracking: TrackingConfig
+    hardware: HardwareConfig
+    inputs: Inputs
+    seed: int
+    variant: str
+    out_dir: str
+    metrics_dir: str
+
+
+def check(content: Any) -> None:
+    """Build every section of a resolved configuration.
+
+    Raises:
+        ValueError: a key or a value fits no section.
+    """
+    build(Config, content, key="config")

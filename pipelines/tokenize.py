@@ -1,0 +1,15 @@
+"""Stage tokenize: a tokenizer learned on the training split, and the documents as token shards."""
+
+from stage import Stage, run
+from trilith.tokens import TokenizerConfig, tokenize_corpus
+
+
+def main(stage: Stage) -> None:
+    """Train the tokenizer and write the shards."""
+    config = stage.section("tokenizer", TokenizerConfig)
+    documents = stage.input("corpus") / "documents.parquet"
+    stage.write_metrics(tokenize_corpus(config, documents=documents, out_dir=stage.out_dir))
+
+
+if __name__ == "__main__":
+    run("tokenize", main)

@@ -1,0 +1,106 @@
+"""All models of a run, packed side by side into one folder."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from trilith.files import replacing
+from trilith.model import Checkpoint, load_checkpoint
+from trilith.packed.config import PackConfig
+from trilith.packed.contents import Attachments, TokenizerParts
+from trilith.packed.measure import PackReport, latent_histogram
+from trilith.packed.write import write_packed
+from trilith.quant import grid_named
+from trilith.tokens import SPECIAL_IDS, Tokenizer, open_split
+
+# A dense model is the reference: everything in it stays in bfloat16.
+DENSE = PackConfig(codec="smallest", embedding="bf16")
+
+_PROOF_ROWS = 4
+_NUM_BINS = 81
+
+
+class Shelf(NamedTuple):
+    """What was packed: flat metrics, and the histograms of weights and codes by model."""
+
+    metrics: dict[str, Any]
+    histograms: dict[str, Any]
+
+
+def pack_all(
+    checkpoints: list[Path], *, tokens_dir: Path, config: PackConfig, out_dir: Path
+) -> Shelf:
+    """Pack checkpoints to `out_dir/<folder's name>.safetensors`, each with its proof.
+
+    Args:
+        checkpoints: folders, as pretrain and evolve write them.
+        tokens_dir: the tokenizer, and the test tokens that the proof runs on.
+        config: for models on a grid; dense ones are packed as DENSE.
+        out_dir: replaced as a whole.
+
+    Raises:
+        ValueError: a checkpoint was trained with another tokenizer, or a proof fails.
+    """
+    tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
+    test_tokens = open_split(tokens_dir, "test").tokens
+    metrics: dict[str, Any] = {}
+    histograms: dict[str, Any] = {}
+    with replacing(out_dir) as partial:
+        partial.mkdir()
+        for folder in tqdm(checkpoints, desc="pack", unit="model"):
+            checkpoint = _load(folder, tokenizer)
+            report = write_packed(
+                checkpoint.model,
+                path=partial / f"{folder.name}.safetensors",
+                config=config if checkpoint.quant else DENSE,
+                attachments=_attachments(checkpoint, tokenizer),
+                proof_tokens=_proof_tokens(test_tokens, checkpoint),
+            )
+            metrics |= _sizes(folder.name, report)
+            histograms[folder.name] = _histograms(checkpoint, report)
+    return Shelf(metrics, histograms)
+
+
+def _load(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
+    checkpoint = load_checkpoint(folder, made_by="pretrain or evolve")
+    if checkpoint.tokenizer_sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"{folder} was trained with another tokenizer (SHA-256 "
+            f"{checkpoint.tokenizer_sha256[:12]}) than the shards have ({tokenizer.sha256[:12]}); "
+            "train it again or restore its tokenizer"
+        )
+    return checkpoint
+
+
+def _attachments(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Attachments:
+    parts = TokenizerParts(tokenizer.model_bytes, dict(SPECIAL_IDS))
+    return Attachments(parts, checkpoint.provenance)
+
+
+def _proof_tokens(test_tokens: np.ndarray, checkpoint: Checkpoint) -> torch.Tensor:
+    """Real text for the proof: a few rows of full context, or what the split has."""
+    context = min(checkpoint.model.config.context, len(test_tokens) // _PROOF_ROWS)
+    rows = test_tokens[: _PROOF_ROWS * context].astype(np.int64)
+    return torch.from_numpy(rows).view(_PROOF_ROWS, context)
+
+
+def _sizes(name: str, report: PackReport) -> dict[str, Any]:
+    sizes = {
+        "file_bytes": report.file_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "bits_per_parameter": report.bits_per_parameter,
+    }
+    parts = {f"bytes/{part}": size for part, size in report.bytes_by_part.items() if size}
+    return {f"{name}/{key}": value for key, value in (sizes | parts).items()}
+
+
+def _histograms(checkpoint: Checkpoint, report: PackReport) -> dict[str, Any]:
+    latent = latent_histogram(checkpoint.model, num_bins=_NUM_BINS)
+    weights = {"edges": latent.edges.tolist(), "counts": latent.counts.tolist()}
+    if not report.code_counts:
+        return {"weights": weights}
+    ((grid, counts),) = report.code_counts.items()
+    return {"weights": weights, "codes": {"levels": grid_named(grid).levels, "counts": counts}}

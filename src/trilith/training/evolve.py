@@ -1,0 +1,252 @@
+"""Evolution: the dense twin down the grids, beside a dense control on the same tokens.
+
+Each phase starts from the latent weights of the one before. The control does the same phases
+without a grid, so that more training is never taken for recovery.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db, move_to_grid
+from trilith.files import read_json, remove, replacing, write_json
+from trilith.model import Checkpoint, Transformer, load_checkpoint, save_checkpoint
+from trilith.quant import QuantConfig
+from trilith.tokens import open_split
+from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
+from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.module import Loss, Objective, cross_entropy
+from trilith.training.pretrain import validation_windows
+from trilith.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+# Prefixes of the models that come out, one of each for every phase.
+EVOLVED = "evolved"
+CONTROL = "dense_continued"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the descent: a grid, and how many steps the model trains on it."""
+
+    quant: QuantConfig
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"evolve.phases: num_steps={self.num_steps} must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """Phases of the descent by name, in order, and what they share.
+
+    Each step sees `answer_rows` instructions of at most `answer_length` tokens beside the plain
+    windows of the training section; `kl_weight` times the forward KL divergence from the dense
+    twin on the plain text is added to the cross-entropy. `recipe` starts anew with each phase.
+    """
+
+    phases: dict[str, Phase]
+    recipe: Recipe
+    answer_rows: int
+    answer_length: int
+    kl_weight: float
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("evolve.phases is empty; name at least one phase")
+        if self.answer_rows < 1 or self.answer_length < 8:
+            raise ValueError(
+                f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
+                f"{self.answer_length} at least 8"
+            )
+        if self.kl_weight < 0:
+            raise ValueError(f"evolve.kl_weight={self.kl_weight} must not be negative")
+
+
+class EvolveBatch(NamedTuple):
+    """Plain text and answers of one step; they differ in length, so they stay apart."""
+
+    plain: Batch
+    answers: Batch
+
+
+class PlainAndAnswers:
+    """Gives both parts of the batch at a position."""
+
+    def __init__(self, plain: BatchSource, answers: BatchSource, *, first: int) -> None:
+        self.plain = plain
+        self.answers = answers
+        self.first = first
+
+    def batch(self, position: int) -> EvolveBatch:
+        """Return the batch at `position`, counted from `first` over all epochs."""
+        place = self.first + position
+        return EvolveBatch(self.plain.batch(place), self.answers.batch(place))
+
+
+class EvolveInputs(NamedTuple):
+    """What the evolution starts from."""
+
+    twin: Checkpoint
+    tokens_dir: Path
+    answers: AnswerRows
+
+
+class _Job(NamedTuple):
+    """One phase of one arm: which model comes out, and on which grid it trains."""
+
+    name: str
+    reference: str
+    quant: QuantConfig | None
+    num_steps: int
+    first_step: int
+
+
+class _Setting(NamedTuple):
+    """What all phases of one evolution share."""
+
+    inputs: EvolveInputs
+    config: EvolveConfig
+    train: TrainConfig
+    place: RunPlace
+
+
+def evolve(
+    inputs: EvolveInputs,
+    *,
+    config: EvolveConfig,
+    train: TrainConfig,
+    out_dir: Path,
+    place: RunPlace,
+) -> dict[str, Any]:
+    """Run both arms through all phases; write one checkpoint folder a model into `out_dir`.
+
+    Finished phases of an interrupted run stay beside the resume state and are not repeated.
+
+    Returns:
+        Flat metrics, each behind the name of its model.
+    """
+    setting = _Setting(inputs, config, train, place)
+    metrics: dict[str, Any] = {
+        "answers/train": len(inputs.answers.tokens),
+        "answers/num_cut": inputs.answers.num_cut,
+        "answers/num_dropped": inputs.answers.num_dropped,
+    }
+    for arm in (EVOLVED, CONTROL):
+        checkpoint = inputs.twin
+        for job in _jobs(config, arm):
+            folder = place.resume_dir / "finished" / job.name
+            if not folder.exists():
+                _run_phase(job, checkpoint, setting, folder)
+            checkpoint = load_checkpoint(folder, made_by="evolve")
+            phase_metrics = read_json(folder / "curves" / "metrics.json", made_by="evolve")
+            metrics |= {f"{job.name}/{key}": value for key, value in phase_metrics.items()}
+    _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
+    remove(place.resume_dir)
+    return metrics
+
+
+def _jobs(config: EvolveConfig, arm: str) -> list[_Job]:
+    jobs = []
+    first_step = 0
+    for phase_name, phase in config.phases.items():
+        quant = phase.quant if arm == EVOLVED else None
+        reference = f"{CONTROL}_{phase_name}"
+        jobs.append(_Job(f"{arm}_{phase_name}", reference, quant, phase.num_steps, first_step))
+        first_step += phase.num_steps
+    return jobs
+
+
+def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -> None:
+    """Train one phase and save its checkpoint with its curves as a folder."""
+    inputs, train, place = setting.inputs, setting.train, setting.place
+    curves_dir = place.resume_dir / "curves" / job.name
+    model = move_to_grid(before.model, job.quant)
+    fitted = {} if job.quant is None else {"quant/fitted_sqnr_db": grid_sqnr_db(model)}
+    plan = Plan(
+        job.num_steps,
+        setting.config.recipe,
+        _objective(setting, job),
+        _batches(setting, job.first_step),
+        validation_windows(open_split(inputs.tokens_dir, "validation").tokens, train),
+    )
+    phase_place = place._replace(
+        name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
+    )
+    metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
+    write_json(curves_dir / "metrics.json", metrics)
+    seen = before.provenance["num_tokens_seen"] + metrics["train/num_tokens"]
+    provenance = before.provenance | {
+        "name": job.name,
+        "reference": job.reference,
+        "num_tokens_seen": seen,
+        "num_answers_seen": before.provenance.get("num_answers_seen", 0)
+        + job.num_steps * train.accumulate * setting.config.answer_rows,
+        "num_steps": before.provenance["num_steps"] + job.num_steps,
+    }
+    result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
+    with replacing(folder) as partial:
+        save_checkpoint(result, partial)
+        shutil.move(curves_dir, partial / "curves")
+    log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
+
+
+def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
+    """Put the curves of all phases with the metrics and the checkpoints into the output."""
+    with replacing(curves_dir) as partial:
+        partial.mkdir()
+        for folder in sorted(finished.iterdir()):
+            shutil.move(folder / "curves", partial / folder.name)
+    with replacing(out_dir) as partial:
+        shutil.move(finished, partial)
+
+
+def _objective(setting: _Setting, job: _Job) -> Objective:
+    """Cross-entropy of plain text and answers, and for the evolved arm the pull of the twin."""
+    teacher = setting.inputs.twin.model
+    kl_weight = 0.0 if job.quant is None else setting.config.kl_weight
+
+    def objective(model: Transformer, batch: EvolveBatch) -> Loss:
+        plain_logits = model(batch.plain.inputs_BT)
+        plain = cross_entropy(plain_logits, batch.plain)
+        answers = cross_entropy(model(batch.answers.inputs_BT), batch.answers)
+        num_plain = counted_targets(batch.plain)
+        num_answers = counted_targets(batch.answers)
+        total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
+        if kl_weight:
+            with torch.no_grad():
+                teacher_logits = teacher(batch.plain.inputs_BT)
+            total = total + kl_weight * forward_kl(plain_logits, teacher_logits)
+        return Loss(total, plain.detach())
+
+    return objective
+
+
+def counted_targets(batch: Batch) -> Tensor:
+    """Number of targets that count in the loss."""
+    return (batch.targets_BT != IGNORED).sum()
+
+
+def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
+    """Batches that go on where the phases before stopped; both arms see the same."""
+    inputs, train, seed = setting.inputs, setting.train, setting.place.seed
+    plain = TokenWindows(
+        open_split(inputs.tokens_dir, "train").tokens,
+        context=train.context,
+        batch_size=train.micro_batch_size,
+        seed=seed + 1,
+    )
+    answers = MaskedRows(
+        inputs.answers.tokens,
+        inputs.answers.answer_mask,
+        batch_size=setting.config.answer_rows,
+        seed=seed + 1,
+    )
+    return PlainAndAnswers(plain, answers, first=first_step * train.accumulate)

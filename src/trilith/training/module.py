@@ -1,0 +1,88 @@
+"""The LightningModule: a plain model, an objective and a recipe."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from trilith.model import Transformer
+from trilith.training.batches import IGNORED, Batch
+from trilith.training.recipe import Recipe, adamw
+
+
+class Loss(NamedTuple):
+    """What is minimized, and the cross-entropy part of it that curves show."""
+
+    total: Tensor
+    nats: Tensor
+
+
+Objective = Callable[[Transformer, Any], Loss]
+
+
+def cross_entropy(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Mean loss in nats over the counted targets."""
+    return F.cross_entropy(
+        logits_BTV.float().flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED
+    )
+
+
+def next_token_objective(model: Transformer, batch: Batch) -> Loss:
+    """Cross-entropy of the next token."""
+    nats = cross_entropy(model(batch.inputs_BT), batch)
+    return Loss(nats, nats.detach())
+
+
+class LanguageModule(lightning.LightningModule):
+    """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
+
+    `lr_factor` is the stability callback's hand on the learning rate.
+    """
+
+    def __init__(
+        self, model: Transformer, *, objective: Objective, recipe: Recipe, num_steps: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.recipe = recipe
+        self.num_steps = num_steps
+        self.lr_factor = 1.0
+        self.loss_nats = torch.tensor(torch.nan)
+        self.grad_norm = torch.tensor(torch.nan)
+        self.learning_rate = 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.objective(self.model, batch)
+        self.loss_nats = loss.nats
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        nats = cross_entropy(self.model(batch.inputs_BT), batch)
+        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT), prog_bar=True)
+
+    def configure_optimizers(self) -> Optimizer:
+        return adamw(self.model, self.recipe)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        step = self.global_step
+        self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate
+            if group["decays"]:
+                group["weight_decay"] = self.recipe.decay(step, self.num_steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)

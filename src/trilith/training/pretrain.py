@@ -1,0 +1,116 @@
+"""Pretraining: a model from fresh weights on the token shards, dense or on a grid."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
+from trilith.quant import QuantConfig
+from trilith.tokens import open_split
+from trilith.training.batches import TokenWindows
+from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.module import next_token_objective
+from trilith.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """How one of the twins trains: on a grid, or dense with `quant` null, by its own recipe."""
+
+    quant: QuantConfig | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Optimizer steps of both twins, and what each has of its own."""
+
+    num_steps: int
+    dense: Twin
+    ternary: Twin
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
+        if self.dense.quant is not None or self.ternary.quant is None:
+            raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
+
+
+class PretrainPlan(NamedTuple):
+    """What to train, and for how many optimizer steps."""
+
+    model: ModelConfig
+    twin: Twin
+    num_steps: int
+
+
+def pretrain(
+    plan: PretrainPlan, *, config: TrainConfig, tokens_dir: Path, out_dir: Path, place: RunPlace
+) -> dict[str, Any]:
+    """Train a model and write its checkpoint; return flat metrics.
+
+    Raises:
+        ValueError: the shards hold another vocabulary or too few tokens, or training is unstable.
+    """
+    train = open_split(tokens_dir, "train")
+    validation = open_split(tokens_dir, "validation")
+    check_shape(plan.model, config, vocab_size=train.vocab_size)
+    torch.manual_seed(place.seed)
+    model = build_model(plan.model, plan.twin.quant)
+    windows = TokenWindows(
+        train.tokens,
+        context=config.context,
+        batch_size=config.micro_batch_size,
+        seed=place.seed,
+    )
+    held_out = validation_windows(validation.tokens, config)
+    fit_plan = Plan(plan.num_steps, plan.twin.recipe, next_token_objective, windows, held_out)
+    metrics = fit(model, plan=fit_plan, config=config, place=place)
+    provenance = {
+        "name": place.name,
+        "reference": "dense",
+        "num_tokens_seen": metrics["train/num_tokens"],
+        "num_steps": plan.num_steps,
+        "seed": place.seed,
+    }
+    save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
+    metrics["model/num_parameters"] = count_parameters(plan.model).total
+    log.info(
+        "%s: %d steps, %d tokens, validation loss %.3f nats, %.0f s -> %s",
+        place.name,
+        plan.num_steps,
+        metrics["train/num_tokens"],
+        metrics["validation/loss_nats"],
+        metrics["wall_s"],
+        out_dir,
+    )
+    return metrics
+
+
+def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> None:
+    """Refuse a model that does not fit the shards or the training section.
+
+    Raises:
+        ValueError: another vocabulary, or a training context longer than the model's.
+    """
+    if model.vocab_size != vocab_size:
+        raise ValueError(
+            f"model.vocab_size={model.vocab_size}, but the token shards have {vocab_size} ids; "
+            "give both the same tokenizer.vocab_size and run tokenize again"
+        )
+    if config.context > model.context:
+        raise ValueError(
+            f"train.context={config.context} is longer than model.context={model.context}; "
+            "lower the first or raise the second"
+        )
+
+
+def validation_windows(tokens: np.ndarray, config: TrainConfig) -> TokenWindows:
+    """The same held-out windows at every validation of every run."""
+    return TokenWindows(tokens, context=config.context, batch_size=config.micro_batch_size, seed=0)

@@ -1,0 +1,95 @@
+"""A recipe: learning rate and weight decay as pure functions of the step, and AdamW."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["cosine", "wsd", "two_stage"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is optimized.
+
+    Schedules, after a linear warm-up: "cosine" to `final_lr_share` of the peak; "wsd" stays at the
+    peak and falls linearly over the last `decay_share` of the steps (MiniCPM, arXiv 2404.06395);
+    "two_stage" falls linearly towards zero, drops at mid-run to `second_stage_lr_share` of the
+    peak, from there linearly to `final_lr_share` (BitNet b1.58 training tips, 2024). Weight decay
+    is `weight_decay`, and `second_half_weight_decay` after mid-run.
+    """
+
+    schedule: Schedule
+    peak_lr: float
+    warmup_steps: int
+    final_lr_share: float
+    decay_share: float | None
+    second_stage_lr_share: float | None
+    weight_decay: float
+    second_half_weight_decay: float
+    beta1: float
+    beta2: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "wsd", "two_stage"):
+            raise ValueError(
+                f"recipe.schedule={self.schedule!r} is not known; choose cosine, wsd or two_stage"
+            )
+        self._require_share("decay_share", self.decay_share, "wsd")
+        self._require_share("second_stage_lr_share", self.second_stage_lr_share, "two_stage")
+        if self.peak_lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"recipe.peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be positive, "
+                f"warmup_steps={self.warmup_steps} not negative"
+            )
+
+    def learning_rate(self, step: int, num_steps: int) -> float:
+        """Learning rate of optimizer step `step` (from 0) of `num_steps`."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        return self.peak_lr * self._share_after_warmup(min(1.0, progress))
+
+    def decay(self, step: int, num_steps: int) -> float:
+        """Weight decay of optimizer step `step` of `num_steps`."""
+        return self.weight_decay if 2 * step < num_steps else self.second_half_weight_decay
+
+    def _share_after_warmup(self, progress: float) -> float:
+        final = self.final_lr_share
+        if self.schedule == "cosine":
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "wsd":
+            assert self.decay_share is not None
+            return final + (1 - final) * min(1.0, (1 - progress) / self.decay_share)
+        assert self.second_stage_lr_share is not None
+        if progress < 0.5:
+            return 1 - progress
+        return final + (self.second_stage_lr_share - final) * 2 * (1 - progress)
+
+    def _require_share(self, key: str, value: float | None, schedule: Schedule) -> None:
+        if (value is not None) != (self.schedule == schedule):
+            raise ValueError(
+                f"recipe.{key}={value} with schedule={self.schedule}; it belongs to "
+                f"schedule={schedule}, where it is needed, and must be null otherwise"
+            )
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"recipe.{key}={value} must lie in (0, 1]")
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone; embedding, head and norms have none."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.dim() == 2 and not name.endswith(("embedding.weight", "head.weight"))
+        (matrices if is_matrix else others).append(parameter)
+    groups = [
+        {"params": matrices, "decays": True},
+        {"params": others, "decays": False, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True
+    )

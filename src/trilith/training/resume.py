@@ -1,0 +1,52 @@
+"""Resume: the state of an unfinished run, saved often, found again by the same command."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from trilith.files import remove, replacing
+
+log = logging.getLogger(__name__)
+
+_NUM_KEPT = 2
+
+
+class ResumeCallback(lightning.Callback):
+    """Saves the whole state every `every` steps and when the run is interrupted."""
+
+    def __init__(self, folder: Path, *, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
+    ) -> None:
+        if trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        with replacing(self.folder / f"step-{trainer.global_step:08d}.ckpt") as partial:
+            trainer.save_checkpoint(partial)
+        for old in checkpoints(self.folder)[:-_NUM_KEPT]:
+            remove(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in the folder, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that can be read; warn of a damaged one and remove it."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            torch.load(path, weights_only=False, map_location="cpu")
+        except Exception as error:
+            log.warning("%s is damaged (%s); going back to the one before", path, error)
+            remove(path)
+            continue
+        return path
+    return None
