@@ -1,0 +1,87 @@
+"""Text in, text out: the engine with a tokenizer around it, and stop strings."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from trilith.runtime.engine import Engine, GenerateConfig
+
+
+class TextTokenizer(Protocol):
+    """What the runtime needs of a tokenizer."""
+
+    bos_id: int
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into ids without marks."""
+
+
+class TextDecoder(Protocol):
+    """Text for ids that come one at a time."""
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that is certain now."""
+
+    def flush(self) -> str:
+        """Return what is left."""
+
+
+def stream_text(
+    engine: Engine,
+    *,
+    prompt: str,
+    tokenizer: TextTokenizer,
+    decoder: TextDecoder,
+    config: GenerateConfig,
+) -> Iterator[str]:
+    """Continue a text, piece by piece. The prompt, after a begin mark, is not part of the output.
+
+    Raises:
+        ValueError: the tokenizer is not the model's, or the prompt does not fit.
+    """
+    if tokenizer.vocab_size != engine.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and model {engine.config.name} "
+            f"{engine.config.vocab_size}; use the model's own tokenizer"
+        )
+    tokens = engine.generate([tokenizer.bos_id, *tokenizer.encode(prompt)], config=config)
+    return _decoded(tokens, decoder=decoder)
+
+
+def until_stop_string(pieces: Iterable[str], *, stop_strings: Sequence[str]) -> Iterator[str]:
+    """Hand on pieces of text up to the first stop string, even one spread over several pieces."""
+    if "" in stop_strings:
+        raise ValueError("a stop string is empty; leave it out")
+    return _cut(pieces, stop_strings=stop_strings)
+
+
+def _decoded(tokens: Iterable[int], *, decoder: TextDecoder) -> Iterator[str]:
+    for token in tokens:
+        if piece := decoder.push(token):
+            yield piece
+    if rest := decoder.flush():
+        yield rest
+
+
+def _cut(pieces: Iterable[str], *, stop_strings: Sequence[str]) -> Iterator[str]:
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [at for stop in stop_strings if (at := held.find(stop)) >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        # Keep back what may be the beginning of a stop string.
+        num_safe = len(held) - max((_overlap(held, stop) for stop in stop_strings), default=0)
+        if num_safe:
+            yield held[:num_safe]
+            held = held[num_safe:]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
