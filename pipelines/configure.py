@@ -4,12 +4,10 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from schema import check
-from stage import ROOT, load_choices
+from stage import ROOT, explain, load_choices
 from trilith.files import replacing
 
 
@@ -24,11 +22,14 @@ def main() -> int:
             config = compose("config", overrides=[*chosen, *overrides, *places])
         content = OmegaConf.to_container(config, resolve=True)
         check(content)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        print(f"configure: error: {error}", file=sys.stderr)
-        return 1
-    with replacing(out) as partial:
-        partial.write_text(OmegaConf.to_yaml(content, sort_keys=False))
+        with replacing(out) as partial:
+            partial.write_text(OmegaConf.to_yaml(content, sort_keys=False))
+    except (Exception, KeyboardInterrupt) as error:
+        status, text = explain(error)
+        if text is None:
+            raise
+        print(f"configure: {text}", file=sys.stderr)
+        return status
     print(f"configure: {', '.join(chosen + overrides)} -> {out}")
     return 0
 

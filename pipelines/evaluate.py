@@ -3,14 +3,14 @@
 from answers import load_answers
 from stage import Stage, run
 from trilith.evaluation import EvaluateConfig, evaluate_models
-from trilith.training import EvolveConfig, HardwareConfig, TrainConfig, device_name, prepare_cpu
+from trilith.hardware import HardwareConfig, device_name, prepare_cpu
 
 
 def main(stage: Stage) -> None:
     """Evaluate all packed models on the test split."""
     config = stage.section("evaluate", EvaluateConfig)
     hardware = stage.section("hardware", HardwareConfig)
-    length = stage.section("evolve", EvolveConfig).answer_length
+    length = stage.config["evolve"]["answer_length"]
     prepare_cpu(hardware.threads)
     tokens_dir = stage.input("tokens")
     results = evaluate_models(
@@ -18,7 +18,7 @@ def main(stage: Stage) -> None:
         tokens_dir=tokens_dir,
         answers=load_answers(stage, tokens_dir, split="test", length=length),
         config=config,
-        context=stage.section("train", TrainConfig).context,
+        context=stage.config["train"]["context"],
     )
     results["run"] |= {
         "seed": stage.seed,

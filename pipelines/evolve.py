@@ -5,7 +5,8 @@ from stage import Stage, run
 from training_run import open_place
 from trilith.files import require, sha256
 from trilith.model import load_checkpoint
-from trilith.training import EvolveConfig, EvolveInputs, TrainConfig, evolve
+from trilith.training.evolve import EvolveConfig, EvolveInputs, evolve
+from trilith.training.fit import TrainConfig
 
 
 def main(stage: Stage) -> None:

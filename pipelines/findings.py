@@ -8,4 +8,4 @@ from trilith.reporting import closing_lines
 
 if __name__ == "__main__":
     summary = read_json(Path(ROOT / "reports" / "summary.json"), made_by="report")
-    print("\n".join(closing_lines(summary)))
+    print("\n".join(closing_lines(summary, page=Path("reports/report.html"))))

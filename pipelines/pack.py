@@ -4,8 +4,8 @@ from pathlib import Path
 
 from stage import Stage, run
 from trilith.files import require, write_json
+from trilith.hardware import HardwareConfig, prepare_cpu
 from trilith.packed import PackConfig, pack_all
-from trilith.training import HardwareConfig, prepare_cpu
 
 
 def main(stage: Stage) -> None:

@@ -4,7 +4,8 @@ from stage import Stage, run
 from training_run import open_place
 from trilith.files import require, sha256
 from trilith.model import ModelConfig
-from trilith.training import PretrainConfig, PretrainPlan, TrainConfig, pretrain
+from trilith.training.fit import TrainConfig
+from trilith.training.pretrain import PretrainConfig, PretrainPlan, pretrain
 
 
 def main(stage: Stage) -> None:

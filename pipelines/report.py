@@ -3,6 +3,7 @@
 import logging
 
 from stage import Stage, run
+from trilith.files import read_json
 from trilith.reporting import closing_lines, write_report
 
 log = logging.getLogger("trilith.pipelines.report")
@@ -11,7 +12,8 @@ log = logging.getLogger("trilith.pipelines.report")
 def main(stage: Stage) -> None:
     """Write the report and say what it found."""
     files = write_report(stage.input("metrics"), out_dir=stage.out_dir)
-    for line in closing_lines(files):
+    summary = read_json(files.summary, made_by="report")
+    for line in closing_lines(summary, page=files.page):
         log.info(line)
 
 

@@ -6,17 +6,15 @@ from typing import Any
 from sections import build
 from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig
+from trilith.hardware import HardwareConfig
 from trilith.model import ModelConfig
 from trilith.packed import PackConfig
 from trilith.quant import QuantConfig
 from trilith.tokens import TokenizerConfig
-from trilith.training import (
-    EvolveConfig,
-    HardwareConfig,
-    PretrainConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from trilith.training.evolve import EvolveConfig
+from trilith.training.fit import TrainConfig
+from trilith.training.pretrain import PretrainConfig
+from trilith.training.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # `dvc exp run --temp` copies the tree: a stage must import the package it was copied with.
 sys.path.insert(0, str(ROOT / "src"))
 
+# Threads that spin while they wait are a little faster alone, and ten times slower as soon as
+# another process wants a core. Read when torch's OpenMP runtime is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import filelock  # noqa: E402
 import hydra  # noqa: E402
 import yaml  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from sections import build  # noqa: E402
 from trilith.files import is_disk_full, write_json  # noqa: E402
@@ -67,45 +75,51 @@ def run(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage as a Hydra program; turn what users can mend into one clear line."""
     _insert_choices()
     sys.argv.append(f"hydra.job.name={name}")
+    # Hydra would cut tracebacks short and exit by itself; errors are told apart below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def program(config: DictConfig) -> None:
-        status = _guarded(name, main, config)
-        if status:
-            sys.exit(status)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter("%(message)s"))
+        started = time.perf_counter()
+        with _explained(name):
+            stage = Stage(name, config)
+            with _locked(stage.out_dir):
+                main(stage)
+                _write_run_file(stage, time.perf_counter() - started)
 
     # Hydra takes config paths relative to this file only if the program is the main module's.
     program.__module__ = "__main__"
-    hydra.main(version_base="1.3", config_path="../conf", config_name="config")(program)()
+    with _explained(name):
+        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(program)()
 
 
-def _guarded(name: str, main: Callable[[Stage], None], config: DictConfig) -> int:
-    started = time.perf_counter()
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     try:
-        stage = Stage(name, config)
-        with _locked(stage.out_dir):
-            main(stage)
-            _write_run_file(stage, time.perf_counter() - started)
-    except KeyboardInterrupt:
-        log.error(
-            "%s: stopped by Ctrl-C; nothing half-written stays, the same command goes on", name
-        )
-        return 130
-    except filelock.Timeout:
-        out_dir = config["out_dir"]
-        log.error("%s: error: another process is writing %s; wait for it or stop it", name, out_dir)
-        return 1
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        log.error("%s: error: %s", name, error)
-        log.debug("where it was raised", exc_info=True)
-        return 1
-    except Exception as error:
-        if not is_disk_full(error):
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        status, text = explain(error)
+        if text is None:
             raise
-        log.error("%s: error: the disk is full (%s); free some space and run it again", name, error)
-        return 1
-    return 0
+        log.debug("where it was raised", exc_info=True)
+        print(f"{name}: {text}", file=sys.stderr)
+        sys.exit(status)
+
+
+def explain(error: BaseException) -> tuple[int, str | None]:
+    """Return the exit status and, for what a user can mend, what to say; None for our mistakes."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "stopped by Ctrl-C; nothing half-written stays, the same command goes on"
+    if is_disk_full(error):
+        return 1, f"error: the disk is full ({error}); free some space and run it again"
+    if isinstance(error, filelock.Timeout):
+        return 1, "error: another process is writing the same output; wait for it or stop it"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return 1, f"error: {error}\n(conf/ and params.yaml hold the options)"
+    if isinstance(error, ValueError | FileNotFoundError | PermissionError):
+        return 1, f"error: {error}"
+    return 1, None
 
 
 def _locked(out_dir: Path) -> filelock.FileLock:

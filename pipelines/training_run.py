@@ -4,14 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from stage import Stage
-from trilith.training import (
-    HardwareConfig,
-    RunPlace,
-    TrackingConfig,
-    peak_flops,
-    prepare_cpu,
-    start_run,
-)
+from trilith.hardware import HardwareConfig, peak_flops, prepare_cpu
+from trilith.training.fit import RunPlace
+from trilith.training.tracking import TrackingConfig, start_run
 
 
 def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> RunPlace:

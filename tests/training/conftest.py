@@ -1,19 +1,17 @@
 """A toy training run: a stream of digits that repeats, a small model, a place to run in."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import wandb
 
 from trilith.model import ModelConfig, Transformer, build_model
 from trilith.quant import QuantConfig
 from trilith.training.batches import TokenWindows
-from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.fit import Plan, RunPlace, TrainConfig
 from trilith.training.module import next_token_objective
 from trilith.training.recipe import Recipe
 from trilith.training.stability import StabilityConfig

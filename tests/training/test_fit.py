@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.training.conftest import TERNARY, TRAIN, toy_model
+
 from trilith.model import ModelConfig, Transformer
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit

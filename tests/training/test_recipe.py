@@ -43,9 +43,7 @@ TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, fin
         (TWO_STAGE, 110, 0.0),
     ],
 )
-def test_the_rate_turns_where_the_schedule_says(
-    recipe: Recipe, step: int, expected: float
-) -> None:
+def test_the_rate_turns_where_the_schedule_says(recipe: Recipe, step: int, expected: float) -> None:
     assert recipe.learning_rate(step, 110) == pytest.approx(expected)
 
 

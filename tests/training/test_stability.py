@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from tests.training.conftest import STABILITY, TRAIN, toy_model
 from tests.training.test_fit import rows
+
 from trilith.model import ModelConfig, Transformer
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit

@@ -51,7 +51,8 @@ class BitLinear(nn.Linear):
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedWeight:
         """Return the codes and scales that the forward pass computes with."""
-        scale = fit_scale(self.weight, self.config) if self.scale is None else self.scale
+        # A copy: the next forward pass refines the buffer while this one waits for its gradient.
+        scale = fit_scale(self.weight, self.config) if self.scale is None else self.scale.clone()
         return QuantizedWeight(quantize(self.weight, scale, self.config.levels), scale)
 
     def forward(self, x: Tensor) -> Tensor:

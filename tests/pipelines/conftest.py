@@ -1,0 +1,160 @@
+"""Stages run as they are by hand: whole programs in their own process, at toy size."""
+
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Fault = Literal["none", "interrupt", "disk full"]
+
+_MAX_FILE_BYTES = 1500
+_PRELOADED = ["datasets", "lightning", "matplotlib.pyplot", "sentencepiece", "torch", "wandb"]
+
+TOY = (
+    "corpus=folder",
+    "corpus.source.path=texts",
+    "corpus.source.licence=mit",
+    "tokenizer.vocab_size=420",
+    "model.width=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.mlp_width=48",
+    "model.context=64",
+    "train.context=32",
+    "train.micro_batch_size=4",
+    "train.checkpoint_every=2",
+    "train.validate_every=4",
+    "train.validation_batches=2",
+    "pretrain.num_steps=6",
+    "evolve.phases.prime7.num_steps=3",
+    "evolve.phases.ternary.num_steps=3",
+    "evolve.answer_length=64",
+    "evaluate.prompt_tokens=8",
+    "evaluate.decode_tokens=4",
+    "evaluate.repeats=1",
+    "evaluate.sample_tokens=4",
+    "tracking=disabled",
+    "hardware.threads=1",
+)
+
+# Each stage's script, its output, and what it is told beside the toy sizes.
+STAGES = (
+    ("curate", "data/corpus", ()),
+    ("tokenization", "data/tokens", ()),
+    ("pretrain", "data/checkpoints/dense", ("variant=dense",)),
+    ("pretrain", "data/checkpoints/ternary", ("variant=ternary",)),
+    ("evolve", "data/evolved", ()),
+    ("pack", "data/packed", ()),
+    ("evaluate", "data/evaluation", ()),
+    ("report", "reports", ()),
+)
+
+
+class Outcome(NamedTuple):
+    """How a stage ended, and what it printed."""
+
+    status: int
+    text: str
+
+
+RunStage = Callable[..., Outcome]
+
+
+def write_texts(folder: Path) -> None:
+    """Write a small corpus of documented Python files, all different."""
+    folder.mkdir(parents=True)
+    for number in range(60):
+        body = "\n\n".join(
+            f"def compute_{number}_{part}(first, second={part}):\n"
+            f'    """Compute the value of number {number} and part {part} of the table."""\n'
+            f"    total = first * {number * 7 + part} + second\n"
+            f"    return [total, '{chr(97 + number % 26) * part}', {number**3}]\n"
+            for part in range(1, 9)
+        )
+        (folder / f"module_{number:02d}.py").write_text(f'"""Module {number}."""\n\n{body}')
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder to run stages in, with a corpus in `texts`."""
+    write_texts(tmp_path / "texts")
+    return tmp_path
+
+
+@pytest.fixture
+def run_stage() -> RunStage:
+    """Run a stage's script in a folder: `run_stage(folder, script, *overrides, fault=...)`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+
+    def run(folder: Path, script: str, *overrides: str, fault: Fault = "none") -> Outcome:
+        output = folder / "output.txt"
+        arguments = (folder, script, [*TOY, *overrides], fault)
+        process = context.Process(target=_run_script, args=arguments)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, f"{script} hangs"
+        return Outcome(process.exitcode, output.read_text())
+
+    return run
+
+
+def run_stages(run_stage: RunStage, folder: Path, *, until: str) -> None:
+    """Run the stages up to and with the one whose output is `until`; all must pass."""
+    for script, out, extra in STAGES:
+        outcome = run_stage(folder, script, *places(out), *extra)
+        assert outcome.status == 0, outcome.text
+        if out == until:
+            return
+
+
+def places(out: str) -> tuple[str, str]:
+    """The output and metrics folders that dvc.yaml gives a stage."""
+    name = Path(out).name
+    metrics = {
+        "dense": "pretrain/dense",
+        "ternary": "pretrain/ternary",
+        "corpus": "curate",
+        "tokens": "tokenize",
+        "evolved": "evolve",
+        "packed": "pack",
+        "evaluation": "evaluate",
+        "reports": "report",
+    }[name]
+    return f"out_dir={out}", f"metrics_dir=reports/metrics/{metrics}"
+
+
+def _run_script(folder: Path, script: str, overrides: list[str], fault: Fault) -> None:
+    os.chdir(folder)
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if fault == "interrupt":
+        _interrupt_at_the_first_rename()
+    if fault == "disk full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    sys.path.insert(0, str(ROOT / "pipelines"))
+    sys.argv = [script, *overrides]
+    runpy.run_path(str(ROOT / "pipelines" / f"{script}.py"), run_name="__main__")
+
+
+def _interrupt_at_the_first_rename() -> None:
+    """Press Ctrl-C at the worst moment: the output is complete and about to get its name."""
+    rename = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        Path.replace = rename  # type: ignore[method-assign]
+        os.kill(os.getpid(), signal.SIGINT)
+        return rename(self, target)
+
+    Path.replace = interrupted  # type: ignore[method-assign]
