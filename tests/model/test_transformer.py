@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilith.model import KVCache, ModelConfig, Transformer, build_model
+from trilith.model import KVCache, ModelConfig, RMSNorm, Transformer, build_model
 from trilith.quant import BitLinear, QuantConfig
 
 TOY = ModelConfig(
@@ -151,7 +151,7 @@ def test_one_token_by_hand(mlp: str, tied_head: bool) -> None:
 )
 def test_each_norm_switch_has_its_effect(changes: dict[str, Any], num_norms: int) -> None:
     plain, changed = _model(), _model(**changes)
-    norms = [m for m in changed.modules() if isinstance(m, torch.nn.RMSNorm)]
+    norms = [m for m in changed.modules() if isinstance(m, RMSNorm)]
     assert len(norms) == num_norms
     if changes:
         assert not torch.allclose(plain(_tokens(1, 5)), changed(_tokens(1, 5)))
