@@ -20,8 +20,10 @@ def load_answers(stage: Stage, tokens_dir: Path, *, split: str, length: int) -> 
     Raises:
         ValueError: the split gives no instruction.
     """
-    documents = read_documents(stage.input("corpus") / "documents.parquet")
-    texts = [SourceText(d.text, d.language, d.path) for d in documents if d.split == split]
+    documents = read_documents(stage.input("corpus") / "documents.parquet").to_pylist()
+    texts = [
+        SourceText(d["text"], d["language"], d["path"]) for d in documents if d["split"] == split
+    ]
     tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
     marks = Marks(
         bos=tokenizer.bos_id,

@@ -1,4 +1,4 @@
-"""Stage configure: conf/ and the choices of params.yaml to one resolved file that all stages read."""
+"""Stage configure: conf/ and the choices of params.yaml to one resolved file for all stages."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage pack: every model to one self-contained file, proved equal to the model that was trained."""
+"""Stage pack: every model to one self-contained file, proved equal to the trained model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every stage shares: its configuration, its errors, its lock, and the files beside its output.
+"""What every stage shares: its configuration, errors, lock, and the files beside its output.
 
 A stage is a plain Hydra program. DVC runs it on reports/config.yaml; by hand it composes conf/ with
 the choices of params.yaml, and writes below runs/.
@@ -66,12 +66,16 @@ class Stage:
 def run(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage as a Hydra program; turn what users can mend into one clear line."""
     _insert_choices()
+    sys.argv.append(f"hydra.job.name={name}")
 
-    @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
     def program(config: DictConfig) -> None:
-        sys.exit(_guarded(name, main, config))
+        status = _guarded(name, main, config)
+        if status:
+            sys.exit(status)
 
-    program()
+    # Hydra takes config paths relative to this file only if the program is the main module's.
+    program.__module__ = "__main__"
+    hydra.main(version_base="1.3", config_path="../conf", config_name="config")(program)()
 
 
 def _guarded(name: str, main: Callable[[Stage], None], config: DictConfig) -> int:

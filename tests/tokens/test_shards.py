@@ -32,8 +32,8 @@ def test_each_document_is_there_once_in_the_order_of_its_id(
         assert shard.tokens.dtype == np.uint16
         for index, text in enumerate(expected):
             ids = shard.document(index)
-            assert ids[-1] == tokenizer.eos_id
-            assert tokenizer.decode(ids[:-1].tolist()) == text
+            assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+            assert tokenizer.decode(ids[1:-1].tolist()) == text
         assert shard.offsets[0] == 0
         assert shard.offsets[-1] == len(shard.tokens)
         assert (shard.vocab_size, shard.tokenizer_sha256) == (400, tokenizer.sha256)

@@ -3,15 +3,19 @@
 import logging
 import math
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilith.evaluation.config import EvaluateConfig
-from trilith.evaluation.quality import HeldOut
+from trilith.evaluation.quality import HeldOut, bits_per_byte, score_answers, score_text
+from trilith.evaluation.speed import measure_speed
 from trilith.evolution import AnswerRows
 from trilith.files import require
-from trilith.packed import build_packed_model, read_packed
-from trilith.tokens import Tokenizer, open_split
+from trilith.model import Transformer
+from trilith.packed import PackedFile, build_packed_model, measure, read_packed
+from trilith.runtime import Engine, GenerateConfig, SamplingConfig, stream_text
+from trilith.tokens import StreamDecoder, Tokenizer, bigram_loss, open_split, unigram_loss
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def evaluate_models(
     return {
         "models": models,
         "floors": _floors(tokens_dir, held_out),
-        "samples": {file.path.stem: _samples(file.path, config) for file in files},
+        "samples": {file.path.stem: _samples(file.path, test) for file in files},
         "run": {
             "test_tokens": len(shard.tokens) - 1,
             "test_answers": len(answers.tokens),
@@ -77,3 +81,93 @@ def evaluate_models(
             "python": platform.python_version(),
         },
     }
+
+
+def _order(path: Path) -> tuple[bool, bool, str]:
+    """The reference first, its continuations last."""
+    name = path.stem
+    return name != REFERENCE, name.startswith(f"{REFERENCE}_"), name
+
+
+def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
+    if file.manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"{file.path} holds another tokenizer than the token shards; run pack again after "
+            "tokenize and pretrain"
+        )
+
+
+def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[str, Any]:
+    name = file.path.stem
+    model = build_packed_model(file)
+    quality = score_text(model, reference=reference, held_out=test.held_out, name=name)
+    report = measure(file)
+    speed = measure_speed(model, test.config)
+    provenance = file.manifest.provenance
+    log.info("%s: %.3f nats, %d bytes", name, quality.loss_nats, report.file_bytes)
+    return {
+        "loss_nats": quality.loss_nats,
+        "perplexity": math.exp(quality.loss_nats),
+        "perplexity_ratio": None,
+        "reference": provenance["reference"],
+        "bits_per_byte": _bits_per_byte(quality.loss_nats, test.held_out),
+        "answer_loss_nats": score_answers(model, test.answers.tokens, test.answers.answer_mask),
+        "top1_agreement": quality.top1_agreement,
+        "kl_nats": quality.kl_nats,
+        "file_bytes": report.file_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "prefill_tokens_per_s": speed.prefill_tokens_per_s,
+        "decode_tokens_per_s": speed.decode_tokens_per_s,
+        "num_tokens_seen": provenance["num_tokens_seen"],
+    }
+
+
+def _floors(tokens_dir: Path, held_out: HeldOut) -> dict[str, Any]:
+    """What counting alone reaches on the same tokens: unigrams and smoothed bigrams."""
+    train = open_split(tokens_dir, "train")
+    floors = {}
+    for name, loss in (("unigram", unigram_loss), ("bigram", bigram_loss)):
+        nats = loss(train.tokens, test=held_out.tokens, vocab_size=train.vocab_size)
+        floors[name] = {
+            "loss_nats": nats,
+            "perplexity": math.exp(nats),
+            "bits_per_byte": _bits_per_byte(nats, held_out),
+        }
+    return floors
+
+
+def _bits_per_byte(loss_nats: float, held_out: HeldOut) -> float:
+    num_tokens = len(held_out.tokens) - 1
+    return bits_per_byte(loss_nats, num_tokens=num_tokens, num_bytes=held_out.num_bytes)
+
+
+def _samples(path: Path, test: TestSet) -> list[dict[str, str]]:
+    engine = Engine.load(path)
+    sampling = SamplingConfig(
+        temperature=test.config.sample_temperature,
+        top_k=None,
+        top_p=None,
+        repetition_penalty=1.0,
+        seed=0,
+    )
+    generation = GenerateConfig(
+        max_new_tokens=test.config.sample_tokens,
+        stop_ids=(test.tokenizer.eos_id,),
+        sampling=sampling,
+    )
+    return [
+        {"prompt": prompt, "completion": "".join(_stream(engine, prompt, test, generation))}
+        for prompt in test.config.prompts
+    ]
+
+
+def _stream(
+    engine: Engine, prompt: str, test: TestSet, generation: GenerateConfig
+) -> Iterator[str]:
+    return stream_text(
+        engine,
+        prompt=prompt,
+        tokenizer=test.tokenizer,
+        decoder=StreamDecoder(test.tokenizer),
+        config=generation,
+    )

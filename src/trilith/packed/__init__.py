@@ -6,6 +6,7 @@ from trilith.packed.load import build_packed_model, load_model
 from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
 from trilith.packed.read import PackedFile, read_packed
+from trilith.packed.shelf import Shelf, pack_all
 from trilith.packed.write import round_to_stored, write_packed
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "PackConfig",
     "PackReport",
     "PackedFile",
+    "Shelf",
     "TensorEntry",
     "TokenizerParts",
     "build_packed_model",
     "latent_histogram",
     "load_model",
     "measure",
+    "pack_all",
     "read_packed",
     "round_to_stored",
     "write_packed",

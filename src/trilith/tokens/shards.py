@@ -38,9 +38,9 @@ class TokenShard:
     """One split, memory mapped.
 
     Attributes:
-        tokens: ids, [num_tokens]; the end mark of each document is among them.
+        tokens: ids, [num_tokens]; the begin and end marks of each document are among them.
         offsets: first token of each document and the end of the last, [num_documents + 1].
-        num_bytes: UTF-8 bytes of the texts, for bits per byte; end marks have none.
+        num_bytes: UTF-8 bytes of the texts, for bits per byte; marks have none.
         vocab_size: number of ids that may occur.
         tokenizer_sha256: hash of the tokenizer that made the ids.
     """
@@ -57,7 +57,7 @@ class TokenShard:
         return len(self.offsets) - 1
 
     def document(self, index: int) -> np.ndarray:
-        """Ids of one document, its end mark last."""
+        """Ids of one document, between its begin and end marks."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
@@ -69,7 +69,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def write_shard(
     folder: Path, *, split: str, batches: Iterable[list[list[int]]], num_bytes: int, vocab_size: int
 ) -> SplitManifest:
-    """Write the ids of a split; each document gets its end mark here.
+    """Write the ids of a split; each document gets its begin and end marks here.
 
     Args:
         folder: where `<split>.bin` and `<split>.idx` go.
@@ -78,13 +78,13 @@ def write_shard(
         num_bytes: UTF-8 bytes of all the texts.
         vocab_size: decides how wide an id is.
     """
-    eos_id = SPECIAL_IDS["</s>"]
+    bos_id, eos_id = SPECIAL_IDS["<s>"], SPECIAL_IDS["</s>"]
     offsets = [0]
     bin_path, idx_path = _shard_paths(folder, split)
     with bin_path.open("wb") as file:
         for batch in batches:
-            ids = [token for document in batch for token in (*document, eos_id)]
-            offsets += (np.cumsum([len(document) + 1 for document in batch]) + offsets[-1]).tolist()
+            ids = [token for document in batch for token in (bos_id, *document, eos_id)]
+            offsets += (np.cumsum([len(document) + 2 for document in batch]) + offsets[-1]).tolist()
             np.array(ids, dtype=token_dtype(vocab_size)).tofile(file)
     np.array(offsets, dtype=_OFFSET_DTYPE).tofile(idx_path)
     return SplitManifest(

@@ -40,7 +40,7 @@ def tokenize_corpus(
 
     Returns:
         Flat metrics: `vocab_size`, and for each split `tokens/`, `documents/`, `bytes/` and
-        `bytes_per_token/`. Tokens count the end marks.
+        `bytes_per_token/`. Tokens count the marks.
 
     Raises:
         FileNotFoundError: the documents do not exist.

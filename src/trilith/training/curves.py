@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trilith.files import replacing
 from trilith.quant import BitLinear
-from trilith.training.module import LanguageModule
+from trilith.training.module import LanguageModule, ends_step, starts_step
 
 STEP_COLUMNS = (
     "step",
@@ -48,13 +48,27 @@ class CurveRecorder(lightning.Callback):
         self._started = 0.0
         self._codes: Tensor | None = None
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if starts_step(trainer, batch_idx):
+            self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert isinstance(module, LanguageModule)
+        if not ends_step(trainer, batch_idx):
+            return
         loss_nats = float(module.loss_nats)
         elapsed_s = time.perf_counter() - self._started
         tokens_per_s = self.tokens_per_step / elapsed_s
@@ -69,9 +83,6 @@ class CurveRecorder(lightning.Callback):
         }
         row |= self._grid_signals(trainer, module)
         self.steps.append(row)
-        module.log_dict(
-            {"loss_nats": loss_nats, "tokens_per_s": tokens_per_s}, prog_bar=True, logger=False
-        )
         if trainer.logger is not None:
             groups = {"zero_share": "quant", "flip_rate": "quant"}
             trainer.logger.log_metrics(

@@ -2,13 +2,13 @@
 
 import logging
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from trilith.files import remove
@@ -22,6 +22,7 @@ from trilith.training.curves import (
     write_csv,
 )
 from trilith.training.module import LanguageModule, Objective
+from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
 from trilith.training.resume import ResumeCallback, latest_checkpoint
 from trilith.training.stability import StabilityCallback, StabilityConfig
@@ -126,9 +127,17 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     return metrics | {"hardware/peak_flops": place.peak_flops, "wall_s": wall_s}
 
 
+def _quiet_lightning() -> None:
+    """Keep Lightning's tips and notices on its own internals from users."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for text in (".*LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", text)
+
+
 def _trainer(
     plan: Plan, config: TrainConfig, place: RunPlace, callbacks: list[lightning.Callback]
 ) -> lightning.Trainer:
+    _quiet_lightning()
     lightning.seed_everything(place.seed, verbose=False)
     return lightning.Trainer(
         accelerator="auto",
@@ -144,9 +153,11 @@ def _trainer(
         callbacks=[
             *callbacks,
             ResumeCallback(place.resume_dir, every=config.checkpoint_every),
-            TQDMProgressBar(refresh_rate=10),
+            StepBar(place.name),
         ],
+        log_every_n_steps=1,
         enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=place.resume_dir,
     )

@@ -41,7 +41,8 @@ def next_token_objective(model: Transformer, batch: Batch) -> Loss:
 class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
-    `lr_factor` is the stability callback's hand on the learning rate.
+    `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
+    are those of the last optimizer step, over all its micro-batches.
     """
 
     def __init__(
@@ -53,18 +54,19 @@ class LanguageModule(lightning.LightningModule):
         self.recipe = recipe
         self.num_steps = num_steps
         self.lr_factor = 1.0
+        self.micro_losses: list[Tensor] = []
         self.loss_nats = torch.tensor(torch.nan)
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
-        self.loss_nats = loss.nats
+        self.micro_losses.append(loss.nats)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats = cross_entropy(self.model(batch.inputs_BT), batch)
-        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT), prog_bar=True)
+        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
 
     def configure_optimizers(self) -> Optimizer:
         return adamw(self.model, self.recipe)
@@ -86,3 +88,15 @@ class LanguageModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.loss_nats = torch.stack(self.micro_losses).mean()
+        self.micro_losses.clear()
+
+
+def starts_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """True at the first micro-batch of an optimizer step."""
+    return batch_idx % trainer.accumulate_grad_batches == 0
+
+
+def ends_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """True at the last micro-batch of an optimizer step, once the step is done."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -8,6 +8,7 @@ import lightning
 import torch
 
 from trilith.files import remove, replacing
+from trilith.training.module import ends_step
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,14 @@ class ResumeCallback(lightning.Callback):
         self.every = every
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if trainer.global_step % self.every == 0:
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -11,7 +11,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from trilith.training.module import LanguageModule
+from trilith.training.module import LanguageModule, ends_step, starts_step
 
 # Turns a median absolute deviation into the standard deviation of a Gaussian.
 _MAD_TO_SIGMA = 1.4826
@@ -80,17 +80,30 @@ class StabilityCallback(lightning.Callback):
         self.snapshot: dict[str, Any] | None = None
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert isinstance(module, LanguageModule)
+        if not starts_step(trainer, batch_idx):
+            return
         if trainer.global_step % self.config.snapshot_every == 0 or self.snapshot is None:
             self.snapshot = _copy_to_cpu(_state(trainer, module))
         module.lr_factor = self._lr_factor(trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert isinstance(module, LanguageModule)
+        if not ends_step(trainer, batch_idx):
+            return
         reason = self.detector.check(float(module.loss_nats), float(module.grad_norm))
         if reason is None:
             return

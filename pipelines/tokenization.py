@@ -1,4 +1,6 @@
-"""Stage tokenize: a tokenizer learned on the training split, and the documents as token shards."""
+"""Stage tokenize: a tokenizer learned on the training split, and the documents as token shards.
+
+Not named after its stage: a script called tokenize.py hides the standard library's module."""
 
 from stage import Stage, run
 from trilith.tokens import TokenizerConfig, tokenize_corpus

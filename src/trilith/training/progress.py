@@ -1,0 +1,49 @@
+"""One progress bar a run: steps, time left, losses and speed."""
+
+from typing import Any
+
+import lightning
+from tqdm import tqdm
+
+from trilith.training.module import LanguageModule, ends_step
+
+
+class StepBar(lightning.Callback):
+    """A bar over optimizer steps; it goes on from the step where a resumed run starts."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        # disable=None: no bar where nobody watches, as in logs.
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc=self.name,
+            unit="step",
+            disable=None,
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert self.bar is not None and isinstance(module, LanguageModule)
+        if not ends_step(trainer, batch_idx):
+            return
+        shown = {"loss": f"{float(module.loss_nats):.3f}"}
+        if "validation/loss_nats" in trainer.callback_metrics:
+            shown["validation"] = f"{float(trainer.callback_metrics['validation/loss_nats']):.3f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def teardown(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,101 @@
+"""A run learns, records what it did, and goes on exactly where it was stopped."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import TERNARY, TRAIN, toy_model
+from trilith.model import ModelConfig, Transformer
+from trilith.training.batches import Batch
+from trilith.training.fit import Plan, RunPlace, fit
+from trilith.training.module import Loss, next_token_objective
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def stopping_at(step: int, error: type[BaseException]) -> Any:
+    """An objective that fails at the given call."""
+    calls = 0
+
+    def objective(model: Transformer, batch: Batch) -> Loss:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise error
+        return next_token_objective(model, batch)
+
+    return objective
+
+
+@pytest.mark.parametrize("quant", [None, TERNARY], ids=["dense", "ternary"])
+def test_the_loss_falls_and_every_step_is_recorded(
+    toy: ModelConfig, plan: Plan, place: RunPlace, quant: Any
+) -> None:
+    metrics = fit(toy_model(toy, quant), plan=plan, config=TRAIN, place=place)
+    steps = rows(place.metrics_dir / "steps.csv")
+    losses = [float(row["loss_nats"]) for row in steps]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert [int(row["step"]) for row in steps] == list(range(1, 21))
+    assert [int(row["tokens"]) for row in steps] == [64 * step for step in range(1, 21)]
+    assert metrics["train/num_tokens"] == 20 * 64
+    assert all(float(row["mfu"]) > 0 and float(row["grad_norm"]) > 0 for row in steps)
+    assert ("quant/zero_share" in metrics) == (quant is TERNARY)
+    validations = rows(place.metrics_dir / "validation.csv")
+    assert [int(row["step"]) for row in validations] == [10, 20]
+    assert metrics["validation/loss_nats"] == float(validations[-1]["loss_nats"])
+    assert rows(place.metrics_dir / "events.csv") == []
+
+
+def test_the_recorded_rate_is_the_recipes(toy: ModelConfig, plan: Plan, place: RunPlace) -> None:
+    fit(toy_model(toy), plan=plan, config=TRAIN, place=place)
+    for row in rows(place.metrics_dir / "steps.csv"):
+        expected = plan.recipe.learning_rate(int(row["step"]) - 1, plan.num_steps)
+        assert float(row["lr"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_stopped_run_ends_with_the_same_bits(
+    toy: ModelConfig,
+    plan: Plan,
+    place: RunPlace,
+    error: type[BaseException],
+    accumulate: int,
+) -> None:
+    from dataclasses import replace
+
+    config = replace(TRAIN, accumulate=accumulate)
+    whole = toy_model(toy)
+    fit(whole, plan=plan, config=config, place=place)
+    expected = [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")]
+    broken = plan._replace(objective=stopping_at(13 * accumulate, error))
+    with pytest.raises(error):
+        fit(toy_model(toy), plan=broken, config=config, place=place)
+    resumed = toy_model(toy)
+    fit(resumed, plan=plan, config=config, place=place)
+    assert [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")] == expected
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert not place.resume_dir.exists()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    toy: ModelConfig, plan: Plan, place: RunPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = toy_model(toy)
+    fit(whole, plan=plan, config=TRAIN, place=place)
+    broken = plan._replace(objective=stopping_at(13, RuntimeError))
+    with pytest.raises(RuntimeError):
+        fit(toy_model(toy), plan=broken, config=TRAIN, place=place)
+    newest = sorted(place.resume_dir.glob("*.ckpt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = toy_model(toy)
+    fit(resumed, plan=plan, config=TRAIN, place=place)
+    assert f"{newest} is damaged" in caplog.text
+    assert torch.equal(whole.embedding.weight, resumed.embedding.weight)
