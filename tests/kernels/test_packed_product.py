@@ -27,7 +27,7 @@ def _weight(pair: tuple[str, str], shape: tuple[int, int, int], scale_rows: str)
 
 def _values(num_in: int) -> Tensor:
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(-128, 128, (2, 3, num_in), generator=generator, dtype=torch.int8)
+    return torch.randint(-127, 128, (2, 3, num_in), generator=generator, dtype=torch.int8)
 
 
 def _product_by_numpy(values: Tensor, weight: PackedWeight) -> np.ndarray:

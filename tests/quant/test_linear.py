@@ -116,7 +116,7 @@ def test_products_are_exact_integers(grid: str, num_out: int, num_groups: int) -
     generator = torch.Generator().manual_seed(0)
     levels = grid_named(grid)
     codes = torch.randint(0, levels.num_levels, (num_out, 51), generator=generator)
-    values = torch.randint(-128, 128, (2, 5, 51), generator=generator)
+    values = torch.randint(-127, 128, (2, 5, 51), generator=generator)
     scale = torch.rand(num_out, num_groups, generator=generator)
     y = integer_product(values.float(), numerators_of(codes, levels), scale, levels)
     assert torch.equal(y, _exact(values, codes, scale, levels))
@@ -128,7 +128,7 @@ def test_sums_beyond_float32_integers_stay_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     # Nearly all extreme, so that sums pass 2^24 = 16,777,216; odd, so that float32 would round.
     values = torch.full((3, num_in), 127)
-    values[:, :50] = torch.randint(-128, 128, (3, 50), generator=generator)
+    values[:, :50] = torch.randint(-127, 128, (3, 50), generator=generator)
     codes = torch.full((4, num_in), 6)
     codes[:, :50] = torch.randint(0, 7, (4, 50), generator=generator)
     scale = torch.full((4, 1), 30.0)

@@ -10,7 +10,7 @@ import torch
 from trilith.model import ModelConfig, build_model
 from trilith.packed import Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
-from trilith.runtime import Engine, GenerateConfig, SamplingConfig
+from trilith.runtime import Engine, GenerateConfig, SamplingConfig, stream_text
 
 GREEDY = SamplingConfig(0.0, None, None, 1.0, 0)
 
@@ -135,3 +135,52 @@ def test_the_engine_carries_the_tokenizer(toy_engine: Engine) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="pack stage"):
         Engine.load(tmp_path / "none.safetensors")
+
+
+class LetterTokenizer:
+    """One id a letter, behind an end mark: a tokenizer as small as the toy model."""
+
+    eos_id = 2
+    vocab_size = 37
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") + 3 for letter in text]
+
+
+class LetterDecoder:
+    """Holds each letter back until the next, so that flushing matters."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, token: int) -> str:
+        text, self.held = self.held, f"{token} "
+        return text
+
+    def flush(self) -> str:
+        return self.held
+
+
+def test_text_follows_an_end_mark_and_is_decoded_to_the_last_token(toy_engine: Engine) -> None:
+    pieces = stream_text(
+        toy_engine,
+        prompt="abc",
+        tokenizer=LetterTokenizer(),
+        decoder=LetterDecoder(),
+        config=_generate(),
+    )
+    expected = toy_engine.generate([2, 3, 4, 5], config=_generate())
+    assert "".join(pieces).split() == [str(token) for token in expected]
+
+
+def test_a_tokenizer_of_another_size_is_refused(toy_engine: Engine) -> None:
+    tokenizer = LetterTokenizer()
+    tokenizer.vocab_size = 38
+    with pytest.raises(ValueError, match="tokenizer has 38 ids and model toy 37"):
+        stream_text(
+            toy_engine,
+            prompt="",
+            tokenizer=tokenizer,
+            decoder=LetterDecoder(),
+            config=_generate(),
+        )

@@ -11,7 +11,7 @@ def packed_product(values: Tensor, *, weight: PackedWeight) -> Tensor:
     """Multiply int8 activations with a packed weight, bit by bit as all kernels must.
 
     Args:
-        values: int8 [..., I].
+        values: int8 [..., I] in -127..127, as absmax activations are.
         weight: packed [O, I].
 
     Returns:

@@ -20,7 +20,7 @@ class TorchProduct(nn.Module):
         self.register_buffer("scale", weight.scale.clone())
 
     def forward(self, values: Tensor) -> Tensor:
-        """Multiply int8 [..., I]; the activations' own scale is the caller's to apply."""
+        """Multiply int8 [..., I] in -127..127; the activations' own scale is left to the caller."""
         assert values.dtype == torch.int8, values.dtype
         return integer_product(values.float(), self.numerators, self.scale, self.grid)
 

@@ -99,9 +99,11 @@ def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Gri
 
 def _exact_matmul(values: Tensor, numerators: Tensor, grid: Grid) -> Tensor:
     largest_sum = INT8_MAX * grid.numerators[-1] * numerators.shape[1]
-    if largest_sum < _EXACT_FLOAT32:
-        return values @ numerators.T
-    return (values.double() @ numerators.double().T).float()
+    # Autocast would round the sums to bfloat16.
+    with torch.autocast(values.device.type, enabled=False):
+        if largest_sum < _EXACT_FLOAT32:
+            return values @ numerators.T
+        return (values.double() @ numerators.double().T).float()
 
 
 class _IntegerProduct(torch.autograd.Function):

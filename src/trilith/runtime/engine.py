@@ -108,7 +108,9 @@ class Engine:
 
     def _check_tokens(self, tokens_BT: Tensor) -> None:
         if not tokens_BT.numel():
-            raise ValueError("the prompt is empty; give at least one token, such as the begin mark")
+            raise ValueError(
+                "the prompt is empty; give at least one token, such as the end mark before it"
+            )
         if int(tokens_BT.min()) < 0 or int(tokens_BT.max()) >= self.config.vocab_size:
             raise ValueError(
                 f"the prompt holds ids {int(tokens_BT.min())}..{int(tokens_BT.max())} and model "

@@ -9,7 +9,7 @@ from trilith.runtime.engine import Engine, GenerateConfig
 class TextTokenizer(Protocol):
     """What the runtime needs of a tokenizer."""
 
-    bos_id: int
+    eos_id: int
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
@@ -34,7 +34,9 @@ def stream_text(
     decoder: TextDecoder,
     config: GenerateConfig,
 ) -> Iterator[str]:
-    """Continue a text, piece by piece. The prompt, after a begin mark, is not part of the output.
+    """Continue a text, piece by piece; the prompt is not part of the output.
+
+    The prompt follows an end mark: that is what stands before every document in training.
 
     Raises:
         ValueError: the tokenizer is not the model's, or the prompt does not fit.
@@ -44,7 +46,7 @@ def stream_text(
             f"the tokenizer has {tokenizer.vocab_size} ids and model {engine.config.name} "
             f"{engine.config.vocab_size}; use the model's own tokenizer"
         )
-    tokens = engine.generate([tokenizer.bos_id, *tokenizer.encode(prompt)], config=config)
+    tokens = engine.generate([tokenizer.eos_id, *tokenizer.encode(prompt)], config=config)
     return _decoded(tokens, decoder=decoder)
 
 

@@ -1,0 +1,39 @@
+"""The parser, and what every command shares: one line for an error, an exit code that says so."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from trilith import __version__
+from trilith.cli import doctor, generate, info
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 1 after an error, 130 after Ctrl-C (argparse exits with 2)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as head, has left; stdout must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"trilith: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trilith", description="1.58-bit language models: run them, look into them."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    generate.add_parser(commands)
+    info.add_parser(commands)
+    doctor.add_parser(commands)
+    return parser

@@ -1,0 +1,84 @@
+"""The project folder around the current one, and a model's shape composed from its conf/."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trilith.model import ModelConfig
+
+
+def project_folder() -> Path | None:
+    """Return the current folder, or the nearest above it, that holds conf/model."""
+    here = Path.cwd()
+    return next(
+        (folder for folder in (here, *here.parents) if (folder / "conf/model").is_dir()), None
+    )
+
+
+def compose_model(overrides: Sequence[str]) -> "ModelConfig":
+    """Compose the section `model` from conf/, params.yaml and overrides such as `model=nano`.
+
+    Raises:
+        ValueError: no project here, or an override that fits nothing; the text says which.
+    """
+    project = project_folder()
+    if project is None:
+        raise ValueError(
+            f"no folder conf/model in {Path.cwd()} or above; change to a project folder, or give "
+            "a packed file"
+        )
+    return _shape(_compose(project, overrides), source=project / "conf")
+
+
+def _compose(project: Path, overrides: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    conf = project / "conf"
+    primary = "config" if (conf / "config.yaml").is_file() else None
+    try:
+        given = [*_missing_choices(project, overrides), *overrides]
+        if primary is None:
+            # Without a primary file no group has a place yet: `+` makes one.
+            given = [f"+{o}" if (conf / o.partition("=")[0]).is_dir() else o for o in given]
+        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+            config = compose(primary, overrides=given)
+        if "model" not in config:
+            raise ValueError("no model is chosen; give one, such as model=nano")
+        return OmegaConf.to_container(config.model, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{' '.join(overrides)}: {error}") from None
+
+
+def _missing_choices(project: Path, overrides: Sequence[str]) -> list[str]:
+    """Choices of params.yaml for what the overrides leave open."""
+    from omegaconf import OmegaConf
+
+    path = project / "params.yaml"
+    if not path.is_file():
+        return []
+    choices = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(choices, dict):
+        raise ValueError(f"{path} does not map choices to values")
+    more = [str(override) for override in choices.pop("overrides", None) or []]
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    chosen = [f"{key!s}={value}" for key, value in choices.items()]
+    return [o for o in chosen + more if o.lstrip("+~").partition("=")[0] not in given]
+
+
+def _shape(section: Any, *, source: Path) -> "ModelConfig":
+    from trilith.model import ModelConfig
+
+    known = {field.name for field in fields(ModelConfig)}
+    found = set(section) if isinstance(section, dict) else set()
+    if found != known:
+        raise ValueError(
+            f"section model of {source} lacks {sorted(known - found)} and has the unknown keys "
+            f"{sorted(found - known)}"
+        )
+    return ModelConfig(**section)

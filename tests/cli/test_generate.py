@@ -1,0 +1,144 @@
+"""`trilith generate`, from arguments to text, errors and exit codes."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trilith.cli import main
+from trilith.runtime import Engine, GenerateConfig, SamplingConfig
+from trilith.tokens import Tokenizer
+
+Capture = pytest.CaptureFixture[str]
+PROGRAM = [sys.executable, "-c", "import sys; from trilith.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> None:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _run(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def _expected(path: Path, prompt: str, max_new_tokens: int) -> str:
+    """The greedy continuation, token by token, decoded at the end."""
+    engine = Engine.load(path)
+    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    config = GenerateConfig(max_new_tokens, (2,), SamplingConfig(0.0, None, None, 1.0, 0))
+    return tokenizer.decode(engine.generate([2, *tokenizer.encode(prompt)], config=config))
+
+
+@pytest.mark.parametrize("prompt", ["", "def add", "für 木"])
+def test_the_continuation_goes_to_stdout(capsys: Capture, packed_file: Path, prompt: str) -> None:
+    options = ["--temperature", "0", "--max-new-tokens", "12", "--prompt", prompt]
+    code, out, err = _run(capsys, "generate", packed_file, *options)
+    assert (code, err) == (0, "")
+    assert out == _expected(packed_file, prompt, 12) + "\n"
+
+
+def test_a_prompt_may_come_from_stdin(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def add"))
+    options = ["--temperature", "0", "--max-new-tokens", "5", "--prompt", "-"]
+    _, out, _ = _run(capsys, "generate", packed_file, *options)
+    assert out == _expected(packed_file, "def add", 5) + "\n"
+
+
+def test_the_seed_decides(capsys: Capture, packed_file: Path) -> None:
+    def text(seed: int) -> str:
+        options = ["--temperature", "3", "--top-p", "0.99", "--max-new-tokens", "20"]
+        return _run(capsys, "generate", packed_file, *options, "--seed", str(seed))[1]
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_output_ends_before_a_stop_string(capsys: Capture, packed_file: Path) -> None:
+    options = ["--temperature", "0", "--max-new-tokens", "20", "--prompt", "def add"]
+    _, free, _ = _run(capsys, "generate", packed_file, *options)
+    stop = free[3:5]
+    _, out, _ = _run(capsys, "generate", packed_file, *options, "--stop", stop)
+    assert out == free[: free.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--max-new-tokens", "100"], "context of 64 tokens of model toy"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--top-k", "0"], "top_k=0"),
+        (["--temperature", "0", "--top-k", "3"], "have no effect"),
+        (["--top-p", "1.5"], "top_p=1.5"),
+        (["--threads", "0"], "--threads=0"),
+        (["--stop", ""], "stop string is empty"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr(
+    capsys: Capture, packed_file: Path, options: list[str], text: str
+) -> None:
+    code, out, err = _run(capsys, "generate", packed_file, "--max-new-tokens", "3", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("trilith: error: ") and err.count("\n") == 1
+    assert text in err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model" * 50])
+def test_a_bad_file_is_an_error(capsys: Capture, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = _run(capsys, "generate", path)
+    assert (code, out) == (1, "")
+    assert "bad.safetensors" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["generate"], ["sing", "x"], ["generate", "x", "--top-k", "many"]],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(capsys: Capture, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: trilith" in capsys.readouterr().err
+
+
+def _environment() -> dict[str, str]:
+    source = Path(__file__).resolve().parents[2] / "src"
+    return os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+
+
+def test_ctrl_c_exits_with_130_and_without_a_traceback(packed_file: Path) -> None:
+    # The prompt comes from a pipe that stays open, so the program waits in the command itself.
+    command = [*PROGRAM, "generate", str(packed_file), "--prompt", "-"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=_environment(), **pipes) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (out, err) == (b"", b"")
+
+
+def test_a_reader_that_leaves_is_no_traceback(packed_file: Path) -> None:
+    command = [*PROGRAM, "generate", str(packed_file), "--max-new-tokens", "60"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=_environment(), **pipes) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert b"Traceback" not in err and b"Exception" not in err
