@@ -138,9 +138,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 class LetterTokenizer:
-    """One id a letter, behind an end mark: a tokenizer as small as the toy model."""
+    """One id a letter, behind a begin mark: a tokenizer as small as the toy model."""
 
-    eos_id = 2
+    bos_id = 2
     vocab_size = 37
 
     def encode(self, text: str) -> list[int]:
@@ -161,7 +161,7 @@ class LetterDecoder:
         return self.held
 
 
-def test_text_follows_an_end_mark_and_is_decoded_to_the_last_token(toy_engine: Engine) -> None:
+def test_text_follows_a_begin_mark_and_is_decoded_to_the_last_token(toy_engine: Engine) -> None:
     pieces = stream_text(
         toy_engine,
         prompt="abc",

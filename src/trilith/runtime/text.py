@@ -9,7 +9,7 @@ from trilith.runtime.engine import Engine, GenerateConfig
 class TextTokenizer(Protocol):
     """What the runtime needs of a tokenizer."""
 
-    eos_id: int
+    bos_id: int
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
@@ -36,7 +36,7 @@ def stream_text(
 ) -> Iterator[str]:
     """Continue a text, piece by piece; the prompt is not part of the output.
 
-    The prompt follows an end mark: that is what stands before every document in training.
+    The prompt follows a begin mark, as every document does in training.
 
     Raises:
         ValueError: the tokenizer is not the model's, or the prompt does not fit.
@@ -46,7 +46,7 @@ def stream_text(
             f"the tokenizer has {tokenizer.vocab_size} ids and model {engine.config.name} "
             f"{engine.config.vocab_size}; use the model's own tokenizer"
         )
-    tokens = engine.generate([tokenizer.eos_id, *tokenizer.encode(prompt)], config=config)
+    tokens = engine.generate([tokenizer.bos_id, *tokenizer.encode(prompt)], config=config)
     return _decoded(tokens, decoder=decoder)
 
 
