@@ -38,6 +38,7 @@ TRAIN = TrainConfig(
     stability=STABILITY,
 )
 RECIPE = Recipe(
+    optimizer="adamw",
     schedule="cosine",
     peak_lr=1e-2,
     warmup_steps=3,

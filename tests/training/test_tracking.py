@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.training.conftest import TRAIN, toy_model
 from tests.training.test_stability import spoiling
+
 from trilith.model import ModelConfig
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.tracking import TrackingConfig, start_run

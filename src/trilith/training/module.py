@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from trilith.model import Transformer
 from trilith.training.batches import IGNORED, Batch
-from trilith.training.recipe import Recipe, adamw
+from trilith.training.recipe import Recipe, build_optimizer
 
 
 class Loss(NamedTuple):
@@ -69,7 +69,7 @@ class LanguageModule(lightning.LightningModule):
         self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
 
     def configure_optimizers(self) -> Optimizer:
-        return adamw(self.model, self.recipe)
+        return build_optimizer(self.model, self.recipe)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step

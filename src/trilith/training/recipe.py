@@ -1,12 +1,15 @@
-"""A recipe: learning rate and weight decay as pure functions of the step, and AdamW."""
+"""A recipe: learning rate and weight decay as pure functions of the step, and the optimizer."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import nn
+from torch.optim import AdamW, Optimizer
 
+from trilith.training.muon import Muon, MuonWithAdamW
+
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "two_stage"]
 
 
@@ -18,9 +21,12 @@ class Recipe:
     peak and falls linearly over the last `decay_share` of the steps (MiniCPM, arXiv 2404.06395);
     "two_stage" falls linearly towards zero, drops at mid-run to `second_stage_lr_share` of the
     peak, from there linearly to `final_lr_share` (BitNet b1.58 training tips, 2024). Weight decay
-    is `weight_decay`, and `second_half_weight_decay` after mid-run.
+    is `weight_decay`, and `second_half_weight_decay` after mid-run; it acts on projections alone.
+    Optimizer "muon" updates projections by orthogonalized momentum `beta2` and leaves the rest to
+    AdamW; its updates are as large as AdamW's, so that both take the same learning rates.
     """
 
+    optimizer: OptimizerName
     schedule: Schedule
     peak_lr: float
     warmup_steps: int
@@ -34,6 +40,10 @@ class Recipe:
     clip_norm: float
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(
+                f"recipe.optimizer={self.optimizer!r} is not known; choose adamw or muon"
+            )
         if self.schedule not in ("cosine", "wsd", "two_stage"):
             raise ValueError(
                 f"recipe.schedule={self.schedule!r} is not known; choose cosine, wsd or two_stage"
@@ -79,17 +89,23 @@ class Recipe:
             raise ValueError(f"recipe.{key}={value} must lie in (0, 1]")
 
 
-def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone; embedding, head and norms have none."""
-    matrices: list[nn.Parameter] = []
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Make the optimizer of a model; its groups say by `decays` whether weight decay acts on them.
+
+    Projections decay; embedding, head and norms do not, and are always AdamW's.
+    """
+    projections: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() == 2 and not name.endswith(("embedding.weight", "head.weight"))
-        (matrices if is_matrix else others).append(parameter)
-    groups = [
-        {"params": matrices, "decays": True},
-        {"params": others, "decays": False, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True
-    )
+        (projections if is_matrix else others).append(parameter)
+    rest = [{"params": others, "decays": False, "weight_decay": 0.0}]
+    if recipe.optimizer == "adamw":
+        return _adamw([{"params": projections, "decays": True}, *rest], recipe)
+    muon = Muon(projections, lr=recipe.peak_lr, momentum=recipe.beta2)
+    muon.param_groups[0]["decays"] = True
+    return MuonWithAdamW(muon, _adamw(rest, recipe))
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> AdamW:
+    return AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True)
