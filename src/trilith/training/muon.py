@@ -52,7 +52,7 @@ class MuonWithAdamW(Optimizer):
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._share_groups()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Compute the gradients by `closure`, if given, then update all parameters."""
         loss = None
         if closure is not None:
