@@ -50,6 +50,7 @@ RECIPE = Recipe(
     beta1=0.9,
     beta2=0.95,
     clip_norm=1.0,
+    dense_share=0.0,
 )
 
 Fit = Callable[..., dict[str, Any]]

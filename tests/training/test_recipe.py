@@ -21,6 +21,7 @@ COSINE = Recipe(
     beta1=0.9,
     beta2=0.95,
     clip_norm=1.0,
+    dense_share=0.0,
 )
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
 TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, final_lr_share=0.0)
@@ -62,6 +63,7 @@ def test_weight_decay_changes_at_mid_run() -> None:
         ({"schedule": "two_stage"}, "recipe.second_stage_lr_share=None"),
         ({"schedule": "wsd", "decay_share": 1.5}, "must lie in"),
         ({"peak_lr": 0.0}, "recipe.peak_lr=0.0"),
+        ({"dense_share": 1.0}, "recipe.dense_share=1.0"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -24,6 +24,8 @@ class Recipe:
     is `weight_decay`, and `second_half_weight_decay` after mid-run; it acts on projections alone.
     Optimizer "muon" updates projections by orthogonalized momentum `beta2` and leaves the rest to
     AdamW; its updates are as large as AdamW's, so that both take the same learning rates.
+    During the first `dense_share` of the steps a model on a grid trains as if it were dense
+    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631).
     """
 
     optimizer: OptimizerName
@@ -38,6 +40,7 @@ class Recipe:
     beta1: float
     beta2: float
     clip_norm: float
+    dense_share: float
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "muon"):
@@ -50,6 +53,8 @@ class Recipe:
             )
         self._require_share("decay_share", self.decay_share, "wsd")
         self._require_share("second_stage_lr_share", self.second_stage_lr_share, "two_stage")
+        if not 0 <= self.dense_share < 1:
+            raise ValueError(f"recipe.dense_share={self.dense_share} must lie in [0, 1)")
         if self.peak_lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
             raise ValueError(
                 f"recipe.peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be positive, "
@@ -66,6 +71,10 @@ class Recipe:
     def decay(self, step: int, num_steps: int) -> float:
         """Weight decay of optimizer step `step` of `num_steps`."""
         return self.weight_decay if 2 * step < num_steps else self.second_half_weight_decay
+
+    def is_dense(self, step: int, num_steps: int) -> bool:
+        """True while a model on a grid still trains as if it were dense."""
+        return step < self.dense_share * num_steps
 
     def _share_after_warmup(self, progress: float) -> float:
         final = self.final_lr_share
