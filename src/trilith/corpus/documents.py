@@ -79,7 +79,13 @@ def write_documents(path: Path, documents: list[Document]) -> None:
     # Not Dataset.to_parquet: it fixes its own compression. `datasets` reads this file all the same.
     table = pa.Table.from_pylist([asdict(document) for document in documents], schema=_SCHEMA)
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+        pq.write_table(
+            table,
+            partial,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+            write_page_checksum=True,
+        )
 
 
 def read_documents(path: Path) -> pa.Table:
@@ -91,7 +97,7 @@ def read_documents(path: Path) -> pa.Table:
     """
     path = require(path, made_by="curate")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is damaged (not parquet: {error}); delete it and run curate"
