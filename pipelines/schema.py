@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import root  # noqa: F401 (before the package)
 from sections import build, build_seed
 from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig

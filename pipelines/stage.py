@@ -18,23 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-# `dvc exp run --temp` copies the tree: a stage must import the package it was copied with.
-sys.path.insert(0, str(ROOT / "src"))
+from root import ROOT
 
 # Threads that spin while they wait are a little faster alone, and ten times slower as soon as
 # another process wants a core. Read when torch's OpenMP runtime is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import filelock  # noqa: E402
-import hydra  # noqa: E402
-import yaml  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import filelock
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from sections import build, build_seed  # noqa: E402
-from trilith.files import is_disk_full, write_json  # noqa: E402
+from sections import build, build_seed
+from trilith.files import is_disk_full, write_json
 
 log = logging.getLogger("trilith.pipelines")
 

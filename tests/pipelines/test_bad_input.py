@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from tests.pipelines.conftest import (
@@ -44,6 +45,15 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def flip_a_byte_of_the_texts(path: Path) -> None:
+    with pq.ParquetFile(path) as file:
+        chunk = file.metadata.row_group(0).column(file.schema_arrow.names.index("text"))
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + chunk.total_compressed_size - 5] ^= 0xFF
+    path.write_bytes(content)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -74,14 +84,14 @@ def without_model(path: Path) -> None:
 
 def other_tokenizer(path: Path) -> None:
     config = TokenizerConfig(420, 1.0, 8, (), 10_000_000, 1)
-    text = "\n".join(f"sing {n} songs of sixpence, {n**2} pockets" for n in range(99))
-    path.write_bytes(train_tokenizer([text], config).model_bytes)
+    lines = [f"sing {n} songs of {chr(97 + n % 26) * 3}{n**3 % 101}, {n**2}" for n in range(999)]
+    path.write_bytes(train_tokenizer(["\n".join(lines)], config).model_bytes)
 
 
 DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
     (f"{DENSE}/model.safetensors", flip_a_byte, ("evolve", "pack"), "model.safetensors is damaged"),
     (f"{DENSE}/model.safetensors", truncate, ("evolve", "pack"), "model.safetensors is damaged"),
-    (f"{DENSE}/model.safetensors", Path.unlink, ("evolve", "pack"), "pretrain makes it"),
+    (f"{DENSE}/model.safetensors", Path.unlink, ("evolve", "pack"), "not exist; pretrain"),
     (f"{DENSE}/config.json", not_json, ("evolve", "pack"), "config.json is damaged (not JSON"),
     (f"{DENSE}/config.json", empty_list, ("evolve",), "checkpoint format None"),
     (f"{DENSE}/config.json", other_version, ("evolve",), "checkpoint format 99"),
@@ -107,7 +117,7 @@ DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
     ("data/packed/ternary.safetensors", truncate, ("evaluate",), "is cut off or damaged"),
     (
         "data/corpus/documents.parquet",
-        flip_a_byte,
+        flip_a_byte_of_the_texts,
         ("tokenization", "evolve", "evaluate"),
         "documents.parquet is damaged",
     ),

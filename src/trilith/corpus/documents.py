@@ -102,8 +102,11 @@ def read_documents(path: Path) -> pa.Table:
         raise ValueError(
             f"{path} is damaged (not parquet: {error}); delete it and run curate"
         ) from error
-    if table.column_names != list(COLUMNS):
-        raise ValueError(
-            f"{path} has the columns {table.column_names}, expected {list(COLUMNS)}; run curate"
-        )
+    if not table.schema.equals(_SCHEMA):
+        found, expected = _columns(table.schema), _columns(_SCHEMA)
+        raise ValueError(f"{path} has the columns {found}, expected {expected}; run curate")
     return table
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)

@@ -55,7 +55,7 @@ def score_text(
     total_loss = agreement = kl = 0.0
     num_tokens = 0
     batches = list(_windows(held_out))
-    for inputs_BT, targets_BT in tqdm(batches, desc=f"evaluate {name}", leave=False):
+    for inputs_BT, targets_BT in tqdm(batches, desc=f"evaluate {name}", leave=False, disable=None):
         log_probs = F.log_softmax(model(inputs_BT).float(), dim=-1).flatten(0, 1)
         expected = F.log_softmax(reference(inputs_BT).float(), dim=-1).flatten(0, 1)
         total_loss += float(F.nll_loss(log_probs, targets_BT.flatten(), reduction="sum"))

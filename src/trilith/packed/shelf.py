@@ -57,7 +57,7 @@ def pack_all(
     histograms: dict[str, Any] = {}
     with replacing(out_dir) as partial:
         partial.mkdir()
-        for folder in tqdm(checkpoints, desc="pack", unit="model"):
+        for folder in tqdm(checkpoints, desc="pack", unit="model", disable=None):
             checkpoint = _load(folder, tokenizer)
             require_shape(checkpoint, model, origin=str(folder))
             report = write_packed(
