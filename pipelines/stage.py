@@ -82,8 +82,7 @@ class Stage:
 def run(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage as a Hydra program; turn what users can mend into one clear line."""
     with _explained(name):
-        _insert_choices()
-    sys.argv.append(f"hydra.job.name={name}")
+        _insert_overrides([f"hydra.job.name={name}", *_choices(sys.argv[1:])])
     # Hydra would cut tracebacks short and exit by itself; errors are told apart below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -183,13 +182,18 @@ def load_choices(path: Path) -> tuple[dict[str, Any], list[str]]:
     return content, [str(override) for override in overrides]
 
 
-def _insert_choices() -> None:
-    """Put the choices of params.yaml in front of the command line, for the keys not given there."""
-    arguments = sys.argv[1:]
+def _choices(arguments: list[str]) -> list[str]:
+    """Return the choices and overrides of params.yaml for the keys that the arguments lack."""
     if any(a.startswith(("--config", "-cn", "-cp", "-cd")) for a in arguments):
-        return
+        return []
     choices, overrides = load_choices(ROOT / "params.yaml")
     given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
     missing = [f"{key}={value}" for key, value in choices.items() if key not in given]
-    kept = [override for override in overrides if override.split("=")[0] not in given]
-    sys.argv[1:] = [*missing, *kept, *arguments]
+    return missing + [override for override in overrides if override.split("=")[0] not in given]
+
+
+def _insert_overrides(overrides: list[str]) -> None:
+    """Put overrides in front of those of the command line; argparse wants all of them together."""
+    places = [place for place, a in enumerate(sys.argv[1:], 1) if "=" in a and a[0] != "-"]
+    place = min(places, default=len(sys.argv))
+    sys.argv[place:place] = overrides

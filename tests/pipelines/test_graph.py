@@ -168,10 +168,11 @@ def test_an_experiment_runs_what_it_changes(project: Project) -> None:
 
 
 def test_a_sweep_by_hand_stays_below_runs(project: Project) -> None:
-    sweep = ("-m", "corpus.duplicates.threshold=0.7,0.8")
-    project.run("python", "pipelines/curate.py", *sweep)
+    sweep = "corpus.duplicates.threshold=0.7,0.8"
+    project.run("python", "pipelines/curate.py", "-m", sweep)
     made = project.folder.glob("runs/sweeps/curate/*/*/out/documents.parquet")
     assert {path.parts[-3] for path in made} == {"0", "1"}
+    assert "threshold: 0.7" in project.run("python", "pipelines/curate.py", sweep[:-4], "--cfg=job")
     assert UP_TO_DATE in project.run("dvc", "status")
     assert not project.run("git", "status", "--porcelain")
 
