@@ -6,8 +6,9 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from root import ROOT
 from schema import check
-from stage import ROOT, explain, load_choices
+from stage import explain, load_choices
 from trilith.files import replacing
 
 

@@ -24,7 +24,6 @@ def main(stage: Stage) -> None:
         "seed": stage.seed,
         "threads": hardware.threads,
         "device": device_name(),
-        "model": stage.config["model"]["name"],
     }
     stage.write_metrics(results)
 

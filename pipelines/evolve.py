@@ -4,7 +4,7 @@ from answers import load_answers
 from stage import Stage, run
 from training_run import open_place
 from trilith.files import require, sha256
-from trilith.model import load_checkpoint
+from trilith.model import ModelConfig, load_checkpoint, require_shape
 from trilith.training.evolve import EvolveConfig, EvolveInputs, evolve
 from trilith.training.fit import TrainConfig
 
@@ -16,15 +16,15 @@ def main(stage: Stage) -> None:
     tokens_dir = stage.input("tokens")
     twin_dir = stage.input("checkpoints") / "dense"
     twin = load_checkpoint(twin_dir, made_by="pretrain")
+    require_shape(twin, stage.section("model", ModelConfig), origin=str(twin_dir))
     answers = load_answers(stage, tokens_dir, split="train", length=config.answer_length)
     origins = [twin_dir / "config.json", tokens_dir / "manifest.json"]
     hashes = [sha256(require(path, made_by="pretrain")) for path in origins]
-    place = open_place(stage, "evolve", depends_on=[config, train, *hashes])
     inputs = EvolveInputs(twin, tokens_dir, answers)
-    stage.write_metrics(
-        evolve(inputs, config=config, train=train, out_dir=stage.out_dir, place=place)
-    )
-    place.wandb_run.finish()
+    with open_place(stage, "evolve", depends_on=[config, train, *hashes]) as place:
+        stage.write_metrics(
+            evolve(inputs, config=config, train=train, out_dir=stage.out_dir, place=place)
+        )
 
 
 if __name__ == "__main__":

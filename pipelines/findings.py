@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stage import ROOT
+from root import ROOT
 from trilith.files import read_json
 from trilith.reporting import closing_lines
 

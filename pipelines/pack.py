@@ -5,6 +5,7 @@ from pathlib import Path
 from stage import Stage, run
 from trilith.files import require, write_json
 from trilith.hardware import HardwareConfig, prepare_cpu
+from trilith.model import ModelConfig
 from trilith.packed import PackConfig, pack_all
 
 
@@ -15,6 +16,7 @@ def main(stage: Stage) -> None:
     twins = [stage.input("checkpoints") / name for name in ("dense", "ternary")]
     shelf = pack_all(
         [*twins, *_evolved(stage.input("evolved"))],
+        model=stage.section("model", ModelConfig),
         tokens_dir=stage.input("tokens"),
         config=config,
         out_dir=stage.out_dir,

@@ -19,12 +19,11 @@ def main(stage: Stage) -> None:
     config = stage.section("train", TrainConfig)
     tokens_dir = stage.input("tokens")
     data = sha256(require(tokens_dir / "manifest.json", made_by="tokenize"))
-    place = open_place(stage, variant, depends_on=[plan, config, data])
-    metrics = pretrain(
-        plan, config=config, tokens_dir=tokens_dir, out_dir=stage.out_dir, place=place
-    )
-    stage.write_metrics(metrics)
-    place.wandb_run.finish()
+    with open_place(stage, variant, depends_on=[plan, config, data]) as place:
+        metrics = pretrain(
+            plan, config=config, tokens_dir=tokens_dir, out_dir=stage.out_dir, place=place
+        )
+        stage.write_metrics(metrics)
 
 
 if __name__ == "__main__":

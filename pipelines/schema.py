@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sections import build
+import root  # noqa: F401 (before the package)
+from sections import build, build_seed
 from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig
 from trilith.hardware import HardwareConfig
@@ -31,7 +32,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Config:
-    """Every section of conf/config.yaml."""
+    """Every section of conf/config.yaml, but for where a stage writes: dvc.yaml says that."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -47,8 +48,6 @@ class Config:
     inputs: Inputs
     seed: int
     variant: str
-    out_dir: str
-    metrics_dir: str
 
 
 def check(content: Any) -> None:
@@ -57,4 +56,6 @@ def check(content: Any) -> None:
     Raises:
         ValueError: a key or a value fits no section.
     """
-    build(Config, content, key="config")
+    sections = {k: v for k, v in content.items() if k not in ("out_dir", "metrics_dir")}
+    build(Config, sections, key="")
+    build_seed(content["seed"])

@@ -4,6 +4,7 @@ A stage is a plain Hydra program. DVC runs it on reports/config.yaml; by hand it
 the choices of params.yaml, and writes below runs/.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -17,26 +18,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-# `dvc exp run --temp` copies the tree: a stage must import the package it was copied with.
-sys.path.insert(0, str(ROOT / "src"))
+from root import ROOT
 
 # Threads that spin while they wait are a little faster alone, and ten times slower as soon as
 # another process wants a core. Read when torch's OpenMP runtime is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import filelock  # noqa: E402
-import hydra  # noqa: E402
-import yaml  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import filelock
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from sections import build  # noqa: E402
-from trilith.files import is_disk_full, write_json  # noqa: E402
+from sections import build, build_seed
+from trilith.files import is_disk_full, write_json
 
 log = logging.getLogger("trilith.pipelines")
 
+# A place that the user named cannot be read or written as it is.
+_UNUSABLE = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 _VERSIONED = ("torch", "lightning", "hydra-core", "dvc", "wandb", "sentencepiece", "safetensors")
 
 
@@ -46,9 +54,9 @@ class Stage:
     def __init__(self, name: str, config: DictConfig) -> None:
         self.name = name
         self.config: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        self.out_dir = Path(self.config["out_dir"])
-        self.metrics_dir = Path(self.config["metrics_dir"])
-        self.seed: int = self.config["seed"]
+        self.out_dir = Path(build(str, self.config["out_dir"], key="out_dir"))
+        self.metrics_dir = Path(build(str, self.config["metrics_dir"], key="metrics_dir"))
+        self.seed = build_seed(self.config["seed"])
 
     def section(self, key: str, kind: Any) -> Any:
         """Return the section `key` (dots go deeper) as its dataclass."""
@@ -73,8 +81,8 @@ class Stage:
 
 def run(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage as a Hydra program; turn what users can mend into one clear line."""
-    _insert_choices()
-    sys.argv.append(f"hydra.job.name={name}")
+    with _explained(name):
+        _insert_overrides([f"hydra.job.name={name}", *_choices(sys.argv[1:])])
     # Hydra would cut tracebacks short and exit by itself; errors are told apart below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -84,7 +92,7 @@ def run(name: str, main: Callable[[Stage], None]) -> None:
         started = time.perf_counter()
         with _explained(name):
             stage = Stage(name, config)
-            with _locked(stage.out_dir):
+            with locked(stage.out_dir):
                 main(stage)
                 _write_run_file(stage, time.perf_counter() - started)
 
@@ -113,24 +121,36 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         return 130, "stopped by Ctrl-C; nothing half-written stays, the same command goes on"
     if is_disk_full(error):
         return 1, f"error: the disk is full ({error}); free some space and run it again"
-    if isinstance(error, filelock.Timeout):
-        return 1, "error: another process is writing the same output; wait for it or stop it"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return 1, f"error: {error}\n(conf/ and params.yaml hold the options)"
-    if isinstance(error, ValueError | FileNotFoundError | PermissionError):
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
+        return 1, f"error: {error}; give another place, or make this one usable"
+    if isinstance(error, ValueError | FileNotFoundError):
         return 1, f"error: {error}"
     return 1, None
 
 
-def _locked(out_dir: Path) -> filelock.FileLock:
-    """Refuse to run beside another process that writes the same output.
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Refuse to run beside another process that writes to the same place.
 
     A killed `dvc repro` leaves its stage running; without the lock the next one would join it.
+
+    Raises:
+        ValueError: another process holds the place.
     """
-    name = hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]
     folder = Path("runs/locks")
     folder.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f"{name}.lock", timeout=0)
+    lock = filelock.FileLock(folder / f"{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(f"another process is writing to {place}; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_run_file(stage: Stage, wall_s: float) -> None:
@@ -152,20 +172,28 @@ def load_choices(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ValueError: the file is not what it should be.
     """
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({error}); mend it") from None
     overrides = content.pop("overrides", None) if isinstance(content, dict) else None
     if not isinstance(overrides, list):
         raise ValueError(f"{path} must map choices to values and hold a list `overrides`")
     return content, [str(override) for override in overrides]
 
 
-def _insert_choices() -> None:
-    """Put the choices of params.yaml in front of the command line, for the keys not given there."""
-    arguments = sys.argv[1:]
+def _choices(arguments: list[str]) -> list[str]:
+    """Return the choices and overrides of params.yaml for the keys that the arguments lack."""
     if any(a.startswith(("--config", "-cn", "-cp", "-cd")) for a in arguments):
-        return
+        return []
     choices, overrides = load_choices(ROOT / "params.yaml")
     given = {argument.lstrip("+~").split("=")[0] for argument in arguments}
     missing = [f"{key}={value}" for key, value in choices.items() if key not in given]
-    kept = [override for override in overrides if override.split("=")[0] not in given]
-    sys.argv[1:] = [*missing, *kept, *arguments]
+    return missing + [override for override in overrides if override.split("=")[0] not in given]
+
+
+def _insert_overrides(overrides: list[str]) -> None:
+    """Put overrides in front of those of the command line; argparse wants all of them together."""
+    places = [place for place, a in enumerate(sys.argv[1:], 1) if "=" in a and a[0] != "-"]
+    place = min(places, default=len(sys.argv))
+    sys.argv[place:place] = overrides

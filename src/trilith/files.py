@@ -1,6 +1,7 @@
 """Writing that is whole or absent, hashing, and the JSON files between the stages."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_partials_of_the_dead(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     remove(partial)
     try:
@@ -91,6 +93,24 @@ def is_disk_full(error: BaseException) -> bool:
     if getattr(error, "errno", None) in codes:
         return True
     return any(text in str(error) for text in texts)
+
+
+def _remove_partials_of_the_dead(path: Path) -> None:
+    """Remove what processes left behind that were killed while they wrote `path`."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        pid = partial.name.rpartition("-")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            remove(partial)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush_to_disk(path: Path) -> None:

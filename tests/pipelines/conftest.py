@@ -1,14 +1,17 @@
 """Stages run as they are by hand: whole programs in their own process, at toy size."""
 
+import itertools
 import multiprocessing
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -66,7 +69,21 @@ class Outcome(NamedTuple):
     text: str
 
 
+class Running(NamedTuple):
+    """A stage that was started."""
+
+    process: BaseProcess
+    output: Path
+
+    def end(self) -> Outcome:
+        """Wait for it."""
+        self.process.join(120)
+        assert self.process.exitcode is not None, f"{self.output.stem} hangs"
+        return Outcome(self.process.exitcode, self.output.read_text())
+
+
 RunStage = Callable[..., Outcome]
+StartStage = Callable[..., Running]
 
 
 def write_texts(folder: Path) -> None:
@@ -90,22 +107,47 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def run_stage() -> RunStage:
-    """Run a stage's script in a folder: `run_stage(folder, script, *overrides, fault=...)`."""
+@pytest.fixture(scope="session")
+def start_stage() -> StartStage:
+    """Start a stage's script in a folder: `start_stage(folder, script, *overrides, fault=...)`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    numbers = itertools.count()
 
-    def run(folder: Path, script: str, *overrides: str, fault: Fault = "none") -> Outcome:
-        output = folder / "output.txt"
-        arguments = (folder, script, [*TOY, *overrides], fault)
+    def start(folder: Path, script: str, *overrides: str, fault: Fault = "none") -> Running:
+        output = folder / "printed" / f"{next(numbers)}-{script}.txt"
+        output.parent.mkdir(exist_ok=True)
+        arguments = (output, script, [*TOY, *overrides], fault)
         process = context.Process(target=_run_script, args=arguments)
         process.start()
-        process.join(120)
-        assert process.exitcode is not None, f"{script} hangs"
-        return Outcome(process.exitcode, output.read_text())
+        return Running(process, output)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_stage(start_stage: StartStage) -> RunStage:
+    """Run a stage's script as `start_stage` does, and wait for its end."""
+
+    def run(*arguments: Any, fault: Fault = "none") -> Outcome:
+        return start_stage(*arguments, fault=fault).end()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_chain(tmp_path_factory: pytest.TempPathFactory, run_stage: RunStage) -> Path:
+    """A folder in which every stage has passed. Copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_texts(folder / "texts")
+    run_stages(run_stage, folder, until="reports")
+    return folder
+
+
+@pytest.fixture
+def chain(tmp_path: Path, finished_chain: Path) -> Path:
+    """A copy of the finished chain to do anything with."""
+    return Path(shutil.copytree(finished_chain, tmp_path / "chain"))
 
 
 def run_stages(run_stage: RunStage, folder: Path, *, until: str) -> None:
@@ -133,11 +175,11 @@ def places(out: str) -> tuple[str, str]:
     return f"out_dir={out}", f"metrics_dir=reports/metrics/{metrics}"
 
 
-def _run_script(folder: Path, script: str, overrides: list[str], fault: Fault) -> None:
-    os.chdir(folder)
-    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _run_script(output: Path, script: str, overrides: list[str], fault: Fault) -> None:
+    os.chdir(output.parent.parent)
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if fault == "interrupt":
         _interrupt_at_the_first_rename()

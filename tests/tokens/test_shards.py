@@ -56,12 +56,12 @@ def test_the_files_are_little_endian_whatever_the_machine(tmp_path: Path) -> Non
             num_bytes=9,
             vocab_size=vocab_size,
         )
-        expected = [513, 7, 2, 2, 65_535, 2]
+        expected = [1, 513, 7, 2, 1, 2, 1, 65_535, 2]
         raw = (tmp_path / "test.bin").read_bytes()
         assert raw == b"".join(token.to_bytes(width, "little") for token in expected)
         raw = (tmp_path / "test.idx").read_bytes()
-        assert raw == b"".join(offset.to_bytes(8, "little") for offset in (0, 3, 4, 6))
-        assert (split.tokens, split.documents, split.bytes) == (6, 3, 9)
+        assert raw == b"".join(offset.to_bytes(8, "little") for offset in (0, 4, 6, 9))
+        assert (split.tokens, split.documents, split.bytes) == (9, 3, 9)
         assert token_dtype(vocab_size).itemsize == width
 
 

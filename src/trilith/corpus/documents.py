@@ -79,7 +79,13 @@ def write_documents(path: Path, documents: list[Document]) -> None:
     # Not Dataset.to_parquet: it fixes its own compression. `datasets` reads this file all the same.
     table = pa.Table.from_pylist([asdict(document) for document in documents], schema=_SCHEMA)
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+        pq.write_table(
+            table,
+            partial,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+            write_page_checksum=True,
+        )
 
 
 def read_documents(path: Path) -> pa.Table:
@@ -91,13 +97,16 @@ def read_documents(path: Path) -> pa.Table:
     """
     path = require(path, made_by="curate")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is damaged (not parquet: {error}); delete it and run curate"
         ) from error
-    if table.column_names != list(COLUMNS):
-        raise ValueError(
-            f"{path} has the columns {table.column_names}, expected {list(COLUMNS)}; run curate"
-        )
+    if not table.schema.equals(_SCHEMA):
+        found, expected = _columns(table.schema), _columns(_SCHEMA)
+        raise ValueError(f"{path} has the columns {found}, expected {expected}; run curate")
     return table
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)

@@ -55,7 +55,7 @@ def open_source(config: SourceConfig) -> Source:
         return _open_files(Path(sysconfig.get_path("stdlib")), config, source=source)
     if config.kind == "folder":
         assert config.path is not None
-        root = Path(config.path).resolve()
+        root = Path(config.path).expanduser().resolve()
         return _open_files(root, config, source=f"folder/{root.name}")
     return Source(islice(_dataset_rows(config), config.max_documents), num_documents=None)
 

@@ -80,6 +80,7 @@ def evaluate_models(
         "floors": _floors(tokens_dir, held_out),
         "samples": {file.path.stem: _samples(file.path, test) for file in files},
         "run": {
+            "model": files[0].manifest.model.name,
             "test_tokens": len(shard.tokens) - 1,
             "test_answers": len(answers.tokens),
             "prompt_tokens": config.prompt_tokens,

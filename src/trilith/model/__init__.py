@@ -5,6 +5,7 @@ from trilith.model.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_weights,
+    require_shape,
     save_checkpoint,
 )
 from trilith.model.config import ModelConfig
@@ -23,6 +24,7 @@ __all__ = [
     "count_parameters",
     "load_checkpoint",
     "load_weights",
+    "require_shape",
     "save_checkpoint",
     "training_flops_per_token",
 ]

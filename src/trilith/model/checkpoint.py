@@ -16,6 +16,7 @@ from trilith.quant import QuantConfig
 
 FORMAT_VERSION = 1
 _HEAD = "head.weight"
+_CONFIG_KEYS = {"model", "quant", "tokenizer_sha256", "weights_sha256", "provenance"}
 
 
 class Checkpoint(NamedTuple):
@@ -57,25 +58,56 @@ def load_checkpoint(folder: Path, *, made_by: str) -> Checkpoint:
         FileNotFoundError: the folder or one of its files is missing.
         ValueError: a file is damaged or of another format version.
     """
-    content = read_json(Path(folder) / "config.json", made_by=made_by)
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} has checkpoint format {content.get('format_version')}, this Trilith reads "
-            f"{FORMAT_VERSION}; run {made_by} again"
-        )
+    content = _read_config(Path(folder) / "config.json", made_by=made_by)
     path = require(Path(folder) / "model.safetensors", made_by=made_by)
     damaged = f"{path} is damaged; delete {folder} and run {made_by} again"
     if sha256(path) != content["weights_sha256"]:
         raise ValueError(f"{damaged} (its SHA-256 is not the one in config.json)")
-    quant = QuantConfig(**content["quant"]) if content["quant"] else None
-    model = build_model(ModelConfig(**content["model"]), quant)
+    model = build_model(content["model"], content["quant"])
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{damaged} ({error})") from None
     load_weights(model, state, origin=str(path))
     model.eval()
-    return Checkpoint(model, quant, content["tokenizer_sha256"], content["provenance"])
+    return Checkpoint(model, content["quant"], content["tokenizer_sha256"], content["provenance"])
+
+
+def require_shape(checkpoint: Checkpoint, expected: ModelConfig, *, origin: str) -> None:
+    """Refuse a checkpoint of another model than the configuration's.
+
+    Raises:
+        ValueError: the text names `origin` and the values that differ.
+    """
+    found, wanted = asdict(checkpoint.model.config), asdict(expected)
+    differing = [key for key in found if found[key] != wanted[key]]
+    if differing:
+        pairs = ", ".join(f"{key}={found[key]}, not {wanted[key]}" for key in differing)
+        raise ValueError(
+            f"{origin} holds another model than the section model says: {pairs}; "
+            "run the stage that makes it again, or choose that model"
+        )
+
+
+def _read_config(path: Path, *, made_by: str) -> dict[str, Any]:
+    content = read_json(path, made_by=made_by)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has checkpoint format {version}, this Trilith reads {FORMAT_VERSION}; "
+            f"run {made_by} again"
+        )
+    missing = _CONFIG_KEYS - set(content)
+    try:
+        if missing:
+            raise ValueError(f"lacks {sorted(missing)}")
+        model = ModelConfig(**content["model"])
+        quant = QuantConfig(**content["quant"]) if content["quant"] else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete {path.parent} and run {made_by} again"
+        ) from None
+    return content | {"model": model, "quant": quant}
 
 
 def load_weights(model: Transformer, state: dict[str, torch.Tensor], *, origin: str) -> None:
@@ -89,4 +121,6 @@ def load_weights(model: Transformer, state: dict[str, torch.Tensor], *, origin: 
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{origin} does not fit the model's shape: {error}") from None
+        raise ValueError(
+            f"{origin} does not fit the model's shape ({error}); restore it or make it again"
+        ) from None

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from trilith.files import replacing
-from trilith.model import Checkpoint, load_checkpoint
+from trilith.model import Checkpoint, ModelConfig, load_checkpoint, require_shape
 from trilith.packed.config import PackConfig
 from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.measure import PackReport, latent_histogram
@@ -34,18 +34,25 @@ class Shelf(NamedTuple):
 
 
 def pack_all(
-    checkpoints: list[Path], *, tokens_dir: Path, config: PackConfig, out_dir: Path
+    checkpoints: list[Path],
+    *,
+    model: ModelConfig,
+    tokens_dir: Path,
+    config: PackConfig,
+    out_dir: Path,
 ) -> Shelf:
     """Pack checkpoints to `out_dir/<folder's name>.safetensors`, each with its proof.
 
     Args:
         checkpoints: folders, as pretrain and evolve write them.
+        model: the shape that all of them have.
         tokens_dir: the tokenizer, and the test tokens that the proof runs on.
         config: for models on a grid; dense ones are packed as DENSE.
         out_dir: replaced as a whole.
 
     Raises:
-        ValueError: a checkpoint was trained with another tokenizer, or a proof fails.
+        ValueError: a checkpoint is damaged, of another shape or trained with another tokenizer, or
+            a proof fails.
     """
     tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
     test_tokens = open_split(tokens_dir, "test").tokens
@@ -55,6 +62,7 @@ def pack_all(
         partial.mkdir()
         for folder in tqdm(checkpoints, desc="pack", unit="model", disable=None):
             checkpoint = _load(folder, tokenizer)
+            require_shape(checkpoint, model, origin=str(folder))
             report = write_packed(
                 checkpoint.model,
                 path=partial / f"{folder.name}.safetensors",

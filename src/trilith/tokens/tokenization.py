@@ -70,7 +70,7 @@ def _read_texts(path: Path) -> dict[str, list[_Text]]:
     """Texts by split, each in the order of the ids: hashes, so neighbours on disk part ways."""
     path = require(path, made_by="curate")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = file.schema_arrow.names
             table = file.read(columns=list(_COLUMNS))
     except (pa.ArrowException, OSError) as error:

@@ -21,7 +21,7 @@ from trilith.tokens import open_split
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.module import Loss, Objective, cross_entropy
-from trilith.training.pretrain import validation_windows
+from trilith.training.pretrain import check_shape, validation_windows
 from trilith.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,11 @@ def evolve(
 
     Returns:
         Flat metrics, each behind the name of its model.
+
+    Raises:
+        ValueError: the shards are not those of the twin, or windows or answers are too long for it.
     """
+    _check_inputs(inputs, config, train)
     setting = _Setting(inputs, config, train, place)
     metrics: dict[str, Any] = {
         "answers/train": len(inputs.answers.tokens),
@@ -151,6 +155,22 @@ def evolve(
     _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
     remove(place.resume_dir)
     return metrics
+
+
+def _check_inputs(inputs: EvolveInputs, config: EvolveConfig, train: TrainConfig) -> None:
+    shard = open_split(inputs.tokens_dir, "train")
+    model = inputs.twin.model.config
+    if inputs.twin.tokenizer_sha256 != shard.tokenizer_sha256:
+        raise ValueError(
+            f"{inputs.tokens_dir} was made with another tokenizer than the one the dense twin was "
+            "trained with; run pretrain again, or restore its tokenizer"
+        )
+    check_shape(model, train, vocab_size=shard.vocab_size)
+    if config.answer_length > model.context:
+        raise ValueError(
+            f"evolve.answer_length={config.answer_length} is longer than model.context="
+            f"{model.context}; lower the first or raise the second"
+        )
 
 
 def _jobs(config: EvolveConfig, arm: str) -> list[_Job]:
@@ -199,13 +219,15 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
 
 
 def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
-    """Put the curves of all phases with the metrics and the checkpoints into the output."""
+    """Put the curves of all phases with the metrics and the checkpoints into the output.
+
+    Copied, not moved: whoever is stopped here finds all phases finished the next time.
+    """
     with replacing(curves_dir) as partial:
-        partial.mkdir()
         for folder in sorted(finished.iterdir()):
-            shutil.move(folder / "curves", partial / folder.name)
+            shutil.copytree(folder / "curves", partial / folder.name)
     with replacing(out_dir) as partial:
-        shutil.move(finished, partial)
+        shutil.copytree(finished, partial, ignore=shutil.ignore_patterns("curves"))
 
 
 def _objective(setting: _Setting, job: _Job) -> Objective:

@@ -1,0 +1,107 @@
+"""A run that was killed ends, by the same command, with the bits of one that never was."""
+
+import csv
+import shutil
+import signal
+from pathlib import Path
+
+from tests.pipelines.conftest import RunStage, StartStage, places
+from tests.pipelines.watching import wait_until
+
+STEPS = ("pretrain.num_steps=60", "train.checkpoint_every=5", "train.validate_every=20")
+PRETRAIN = ("pretrain", "variant=ternary", *places("data/checkpoints/ternary"), *STEPS)
+EVOLVE = (
+    "evolve",
+    *places("data/evolved"),
+    "evolve.phases.prime7.num_steps=8",
+    "evolve.phases.ternary.num_steps=40",
+)
+
+
+def kill_once_there(project: Path, pattern: str, start_stage: StartStage, *arguments: str) -> None:
+    """Start a stage, kill it as soon as a file of this pattern is in its resume folder."""
+    running = start_stage(project, *arguments)
+    wait_until(lambda: list((project / "runs/resume").glob(pattern)))
+    running.process.kill()
+    outcome = running.end()
+    assert outcome.status == -signal.SIGKILL, outcome.text
+
+
+def losses(path: Path) -> list[tuple[str, str]]:
+    """Step and loss of every row, as text: equal text is equal bits."""
+    with path.open(newline="") as file:
+        return [(row["step"], row["loss_nats"]) for row in csv.DictReader(file)]
+
+
+def same_bytes(one: Path, other: Path, name: str) -> bool:
+    """True if a file is the same in two folders."""
+    return (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def fresh(chain: Path, name: str, out: str) -> Path:
+    """Another copy of the project, without the output."""
+    project = Path(shutil.copytree(chain, chain.parent / name))
+    shutil.rmtree(project / out)
+    shutil.rmtree(project / "runs")
+    return project
+
+
+def test_pretraining_killed_in_the_middle_ends_with_the_same_bits(
+    chain: Path, run_stage: RunStage, start_stage: StartStage
+) -> None:
+    out = "data/checkpoints/ternary"
+    whole, killed = fresh(chain, "whole", out), fresh(chain, "killed", out)
+    outcome = run_stage(whole, *PRETRAIN)
+    assert outcome.status == 0, outcome.text
+    kill_once_there(killed, "*/step-*.ckpt", start_stage, *PRETRAIN)
+    assert not (killed / out).exists()
+    outcome = run_stage(killed, *PRETRAIN)
+    assert outcome.status == 0, outcome.text
+    assert "ternary: goes on from runs/resume/" in outcome.text
+    assert same_bytes(whole / out, killed / out, "model.safetensors")
+    assert same_bytes(whole / out, killed / out, "config.json")
+    curve = "reports/metrics/pretrain/ternary/steps.csv"
+    assert losses(killed / curve) == losses(whole / curve)
+    assert len(losses(killed / curve)) == 60
+    assert not list((killed / "runs/resume").glob("*")), "the resume state is gone after success"
+
+
+def test_evolution_killed_in_its_second_phase_repeats_no_finished_phase(
+    chain: Path, run_stage: RunStage, start_stage: StartStage
+) -> None:
+    out = "data/evolved"
+    whole, killed = fresh(chain, "whole", out), fresh(chain, "killed", out)
+    outcome = run_stage(whole, *EVOLVE)
+    assert outcome.status == 0, outcome.text
+    assert "evolved_prime7: validation loss" in outcome.text
+    kill_once_there(killed, "*/evolved_ternary/step-*.ckpt", start_stage, *EVOLVE)
+    assert not (killed / out).exists()
+    outcome = run_stage(killed, *EVOLVE)
+    assert outcome.status == 0, outcome.text
+    assert "evolved_prime7: validation loss" not in outcome.text
+    assert "evolved_ternary: goes on from" in outcome.text
+    models = sorted(path.name for path in (whole / out).iterdir())
+    assert models == [
+        "dense_continued_prime7",
+        "dense_continued_ternary",
+        "evolved_prime7",
+        "evolved_ternary",
+    ]
+    for model in models:
+        assert same_bytes(whole / out, killed / out, f"{model}/model.safetensors"), model
+        curve = f"reports/metrics/evolve/curves/{model}/steps.csv"
+        assert losses(killed / curve) == losses(whole / curve)
+
+
+def test_another_setting_does_not_go_on_from_the_old_state(
+    chain: Path, run_stage: RunStage, start_stage: StartStage
+) -> None:
+    out = "data/checkpoints/ternary"
+    whole, killed = fresh(chain, "whole", out), fresh(chain, "killed", out)
+    changed = (*PRETRAIN, "pretrain.ternary.recipe.peak_lr=0.001")
+    assert run_stage(whole, *changed).status == 0
+    kill_once_there(killed, "*/step-*.ckpt", start_stage, *PRETRAIN)
+    outcome = run_stage(killed, *changed)
+    assert outcome.status == 0, outcome.text
+    assert "goes on from" not in outcome.text
+    assert same_bytes(whole / out, killed / out, "model.safetensors")
