@@ -11,16 +11,16 @@ import lightning
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from trilith.files import remove
-from trilith.model import Transformer, training_flops_per_token
-from trilith.training.batches import BatchSource, PositionLoader
-from trilith.training.curves import (
+from trilith.files import (
     EVENT_COLUMNS,
     STEP_COLUMNS,
     VALIDATION_COLUMNS,
-    CurveRecorder,
+    remove,
     write_csv,
 )
+from trilith.model import Transformer, training_flops_per_token
+from trilith.training.batches import BatchSource, PositionLoader
+from trilith.training.curves import CurveRecorder
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
