@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from tests.training.conftest import TERNARY, TRAIN, toy_model
+from torch.nn import functional as F
 
+from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
@@ -52,6 +54,21 @@ def test_the_loss_falls_and_every_step_is_recorded(
     assert rows(place.metrics_dir / "events.csv") == []
 
 
+@torch.no_grad()
+def test_every_validation_is_that_of_the_model_at_its_step(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    model = toy_model(toy)
+    fit(model, plan=plan, config=TRAIN, place=place)
+    losses = []
+    for position in range(TRAIN.validation_batches):
+        inputs, targets = plan.validation.batch(position)
+        losses.append(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()))
+    first, last = rows(place.metrics_dir / "validation.csv")
+    assert float(last["loss_nats"]) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+    assert float(first["loss_nats"]) != float(last["loss_nats"])
+
+
 def test_the_recorded_rate_is_the_recipes(toy: ModelConfig, plan: Plan, place: RunPlace) -> None:
     fit(toy_model(toy), plan=plan, config=TRAIN, place=place)
     for row in rows(place.metrics_dir / "steps.csv"):
@@ -74,6 +91,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     whole = toy_model(toy)
     fit(whole, plan=plan, config=config, place=place)
     expected = [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")]
+    remove(place.resume_dir)
     broken = plan._replace(objective=stopping_at(13 * accumulate, error))
     with pytest.raises(error):
         fit(toy_model(toy), plan=broken, config=config, place=place)
@@ -82,7 +100,6 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")] == expected
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert not place.resume_dir.exists()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -90,6 +107,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     whole = toy_model(toy)
     fit(whole, plan=plan, config=TRAIN, place=place)
+    remove(place.resume_dir)
     broken = plan._replace(objective=stopping_at(13, RuntimeError))
     with pytest.raises(RuntimeError):
         fit(toy_model(toy), plan=broken, config=TRAIN, place=place)

@@ -9,6 +9,7 @@ import torch
 from tests.training.conftest import STABILITY, TRAIN, toy_model
 from tests.training.test_fit import rows
 
+from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
@@ -79,6 +80,7 @@ def test_weights_after_a_rollback_are_those_of_the_snapshot(
     short = plan._replace(num_steps=13, objective=spoiling({13}, factor=math.nan))
     spoiled = toy_model(toy)
     fit(spoiled, plan=short, config=TRAIN, place=place)
+    remove(place.resume_dir)
     seen: dict[int, Any] = {}
 
     def watching(model: Transformer, batch: Batch) -> Loss:
