@@ -38,6 +38,7 @@ TRAIN = TrainConfig(
     stability=STABILITY,
 )
 RECIPE = Recipe(
+    optimizer="adamw",
     schedule="cosine",
     peak_lr=1e-2,
     warmup_steps=3,
@@ -49,6 +50,7 @@ RECIPE = Recipe(
     beta1=0.9,
     beta2=0.95,
     clip_norm=1.0,
+    dense_share=0.0,
 )
 
 Fit = Callable[..., dict[str, Any]]

@@ -1,6 +1,7 @@
 """A run learns, records what it did, and goes on exactly where it was stopped."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
+from trilith.quant import BitLinear
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import Loss, next_token_objective
@@ -85,7 +87,6 @@ def test_a_stopped_run_ends_with_the_same_bits(
     error: type[BaseException],
     accumulate: int,
 ) -> None:
-    from dataclasses import replace
 
     config = replace(TRAIN, accumulate=accumulate)
     whole = toy_model(toy)
@@ -117,3 +118,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     fit(resumed, plan=plan, config=TRAIN, place=place)
     assert f"{newest} is damaged" in caplog.text
     assert torch.equal(whole.embedding.weight, resumed.embedding.weight)
+
+
+def test_a_dense_phase_is_dense_to_the_bit_and_ends_on_the_grid(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    half = plan._replace(recipe=replace(plan.recipe, dense_share=0.5))
+    losses = {}
+    for name, quant, own in (("dense", None, plan), ("ternary", TERNARY, half)):
+        model = toy_model(toy, quant)
+        fit(model, plan=own, config=TRAIN, place=place)
+        losses[name] = [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")]
+    assert losses["dense"][:10] == losses["ternary"][:10]
+    assert all(a != b for a, b in zip(losses["dense"][10:], losses["ternary"][10:], strict=True))
+    assert not any(layer.is_dense for layer in model.modules() if isinstance(layer, BitLinear))

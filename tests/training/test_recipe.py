@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from trilith.model import ModelConfig, build_model
-from trilith.training.recipe import Recipe, adamw
+from trilith.training.recipe import Recipe, build_optimizer
 
 COSINE = Recipe(
+    optimizer="adamw",
     schedule="cosine",
     peak_lr=1.0,
     warmup_steps=10,
@@ -20,6 +21,7 @@ COSINE = Recipe(
     beta1=0.9,
     beta2=0.95,
     clip_norm=1.0,
+    dense_share=0.0,
 )
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
 TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, final_lr_share=0.0)
@@ -54,12 +56,14 @@ def test_weight_decay_changes_at_mid_run() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"optimizer": "sgd"}, "recipe.optimizer='sgd' is not known"),
         ({"schedule": "linear"}, "recipe.schedule='linear' is not known"),
         ({"decay_share": 0.2}, "recipe.decay_share=0.2 with schedule=cosine"),
         ({"schedule": "wsd"}, "recipe.decay_share=None with schedule=wsd"),
         ({"schedule": "two_stage"}, "recipe.second_stage_lr_share=None"),
         ({"schedule": "wsd", "decay_share": 1.5}, "must lie in"),
         ({"peak_lr": 0.0}, "recipe.peak_lr=0.0"),
+        ({"dense_share": 1.0}, "recipe.dense_share=1.0"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -67,9 +71,12 @@ def test_impossible_recipes_are_refused(changes: dict[str, Any], message: str) -
         replace(COSINE, **changes)
 
 
-def test_only_projections_decay(toy: ModelConfig) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_projections_decay(toy: ModelConfig, optimizer: Any) -> None:
     model = build_model(toy, None)
-    decaying, others = adamw(model, COSINE).param_groups
+    recipe = replace(COSINE, optimizer=optimizer)
+    decaying, others = build_optimizer(model, recipe).param_groups
+    assert (decaying["decays"], others["decays"]) == (True, False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)].split(".")[-2] for p in decaying["params"]} == {"qkv", "out", "up", "down"}
     assert {names[id(p)] for p in others["params"]} >= {"embedding.weight", "norm.weight"}

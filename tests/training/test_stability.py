@@ -1,6 +1,7 @@
 """Spikes are seen, undone and counted; clean losses are left alone."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,23 @@ def test_a_run_that_stays_unstable_stops_with_a_diagnosis(
     kinds = [row["kind"] for row in rows(place.metrics_dir / "events.csv")]
     assert kinds.count("rollback") == 2
     assert kinds[-1] == "stop"
+
+
+def test_the_jump_at_the_end_of_a_dense_phase_is_no_spike(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    calls = 0
+
+    def jumping(model: Transformer, batch: Batch) -> Loss:
+        nonlocal calls
+        calls += model.training
+        loss = next_token_objective(model, batch)
+        return Loss(loss.total, loss.nats + 10.0 * (calls > 15))
+
+    recipe = replace(plan.recipe, dense_share=0.75)
+    for own, is_spike in ((replace(recipe, dense_share=0.0), True), (recipe, False)):
+        calls = 0
+        config = replace(TRAIN, stability=replace(STABILITY, max_rollbacks=99))
+        jump = plan._replace(objective=jumping, recipe=own)
+        metrics = fit(toy_model(toy), plan=jump, config=config, place=place)
+        assert (metrics["stability/num_spikes"] > 0) == is_spike

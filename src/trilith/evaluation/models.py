@@ -69,6 +69,12 @@ def evaluate_models(
     for figures in models.values():
         base = models[figures["reference"]]["loss_nats"]
         figures["perplexity_ratio"] = math.exp(figures["loss_nats"] - base)
+    log.info(
+        "evaluate: %d models on %d test tokens; dense %.3f nats",
+        len(models),
+        len(shard.tokens) - 1,
+        models[REFERENCE]["loss_nats"],
+    )
     return {
         "models": models,
         "floors": _floors(tokens_dir, held_out),
@@ -84,10 +90,10 @@ def evaluate_models(
     }
 
 
-def _order(path: Path) -> tuple[bool, bool, str]:
-    """The reference first, its continuations last."""
+def _order(path: Path) -> tuple[bool, bool, bool, str]:
+    """The reference first, then pretrained and evolved models, dense controls last."""
     name = path.stem
-    return name != REFERENCE, name.startswith(f"{REFERENCE}_"), name
+    return name != REFERENCE, name.startswith(REFERENCE), name.startswith("evolved"), name
 
 
 def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
@@ -105,7 +111,6 @@ def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[st
     report = measure(file)
     speed = measure_speed(model, test.config)
     provenance = file.manifest.provenance
-    log.info("%s: %.3f nats, %d bytes", name, quality.loss_nats, report.file_bytes)
     return {
         "loss_nats": quality.loss_nats,
         "perplexity": math.exp(quality.loss_nats),

@@ -1,5 +1,6 @@
 """All models of a run, packed side by side into one folder."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from trilith.packed.measure import PackReport, latent_histogram
 from trilith.packed.write import write_packed
 from trilith.quant import grid_named
 from trilith.tokens import SPECIAL_IDS, Tokenizer, open_split
+
+log = logging.getLogger(__name__)
 
 # A dense model is the reference: everything in it stays in bfloat16.
 DENSE = PackConfig(codec="smallest", embedding="bf16")
@@ -69,6 +72,14 @@ def pack_all(
             )
             metrics |= _sizes(folder.name, report)
             histograms[folder.name] = _histograms(checkpoint, report)
+    sizes = [metrics[f"{folder.name}/file_bytes"] / 1e6 for folder in checkpoints]
+    log.info(
+        "pack: %d models of %.2f to %.2f MB, logits equal to the trained models', in %s",
+        len(sizes),
+        min(sizes),
+        max(sizes),
+        out_dir,
+    )
     return Shelf(metrics, histograms)
 
 

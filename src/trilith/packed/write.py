@@ -57,7 +57,7 @@ def write_packed(
         file = read_packed(partial)
         _prove(build_packed_model(file), snapshot=snapshot, tokens=proof_tokens.cpu(), path=path)
         report = replace(measure(file), path=Path(path))
-    log.info(
+    log.debug(
         "packed %d weights to %s: %d bytes, %.3f bits per projection weight, logits equal on %d "
         "tokens",
         report.num_parameters,

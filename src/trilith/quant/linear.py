@@ -29,10 +29,12 @@ class BitLinear(nn.Linear):
     """`nn.Linear` without bias whose `weight` is latent and whose product is quantized.
 
     With scale rule absmean the scale follows the weight at each call. With least_squares it is kept
-    in the buffer `scale`: fitted by `refit`, refined by one alternation per training step.
+    in the buffer `scale`: fitted by `refit`, refined by one alternation per training step. While
+    `is_dense` is set, the layer is a plain `nn.Linear`: a dense phase before the quantized one.
     """
 
     scale: Tensor | None
+    is_dense = False
 
     def __init__(self, num_in: int, num_out: int, config: QuantConfig) -> None:
         super().__init__(num_in, num_out, bias=False)
@@ -57,6 +59,8 @@ class BitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., I] to [..., O]."""
+        if self.is_dense:
+            return super().forward(x)
         if self.scale is not None and self.training:
             self._refine()
         codes, scale = self.quantized_weight()

@@ -115,9 +115,10 @@ def quality_table(evaluation: Evaluation) -> Table:
             Column("Reference", "text"),
         ),
         rows=tuple(rows),
-        note="Lower is better, but for agreement. Ratio, agreement and KL are against the "
-        "reference, a dense model. Perplexities compare only within one "
-        "tokenizer; bits per byte compare across tokenizers.",
+        note="Lower is better, but for agreement. The ratio is against the "
+        "reference, a dense model that saw as many tokens; agreement and KL are against the dense "
+        "twin. Perplexities compare only within one tokenizer; bits per byte compare across "
+        "tokenizers.",
     )
 
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from trilith.model import Transformer
+from trilith.quant import BitLinear
 from trilith.training.batches import IGNORED, Batch
-from trilith.training.recipe import Recipe, adamw
+from trilith.training.recipe import Recipe, build_optimizer
 
 
 class Loss(NamedTuple):
@@ -69,11 +70,14 @@ class LanguageModule(lightning.LightningModule):
         self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
 
     def configure_optimizers(self) -> Optimizer:
-        return adamw(self.model, self.recipe)
+        return build_optimizer(self.model, self.recipe)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
+        for layer in self.model.modules():
+            if isinstance(layer, BitLinear):
+                layer.is_dense = self.recipe.is_dense(step, self.num_steps)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:

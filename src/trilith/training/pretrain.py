@@ -41,6 +41,8 @@ class PretrainConfig:
             raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
         if self.dense.quant is not None or self.ternary.quant is None:
             raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
+        if self.dense.recipe.dense_share:
+            raise ValueError("pretrain.dense.recipe.dense_share must be 0: it is dense anyway")
 
 
 class PretrainPlan(NamedTuple):

@@ -1,12 +1,15 @@
-"""A recipe: learning rate and weight decay as pure functions of the step, and AdamW."""
+"""A recipe: learning rate and weight decay as pure functions of the step, and the optimizer."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import nn
+from torch.optim import AdamW, Optimizer
 
+from trilith.training.muon import Muon, MuonWithAdamW
+
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "two_stage"]
 
 
@@ -18,9 +21,14 @@ class Recipe:
     peak and falls linearly over the last `decay_share` of the steps (MiniCPM, arXiv 2404.06395);
     "two_stage" falls linearly towards zero, drops at mid-run to `second_stage_lr_share` of the
     peak, from there linearly to `final_lr_share` (BitNet b1.58 training tips, 2024). Weight decay
-    is `weight_decay`, and `second_half_weight_decay` after mid-run.
+    is `weight_decay`, and `second_half_weight_decay` after mid-run; it acts on projections alone.
+    Optimizer "muon" updates projections by orthogonalized momentum `beta2` and leaves the rest to
+    AdamW; its updates are as large as AdamW's, so that both take the same learning rates.
+    During the first `dense_share` of the steps a model on a grid trains as if it were dense
+    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631).
     """
 
+    optimizer: OptimizerName
     schedule: Schedule
     peak_lr: float
     warmup_steps: int
@@ -32,14 +40,21 @@ class Recipe:
     beta1: float
     beta2: float
     clip_norm: float
+    dense_share: float
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(
+                f"recipe.optimizer={self.optimizer!r} is not known; choose adamw or muon"
+            )
         if self.schedule not in ("cosine", "wsd", "two_stage"):
             raise ValueError(
                 f"recipe.schedule={self.schedule!r} is not known; choose cosine, wsd or two_stage"
             )
         self._require_share("decay_share", self.decay_share, "wsd")
         self._require_share("second_stage_lr_share", self.second_stage_lr_share, "two_stage")
+        if not 0 <= self.dense_share < 1:
+            raise ValueError(f"recipe.dense_share={self.dense_share} must lie in [0, 1)")
         if self.peak_lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
             raise ValueError(
                 f"recipe.peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be positive, "
@@ -56,6 +71,10 @@ class Recipe:
     def decay(self, step: int, num_steps: int) -> float:
         """Weight decay of optimizer step `step` of `num_steps`."""
         return self.weight_decay if 2 * step < num_steps else self.second_half_weight_decay
+
+    def is_dense(self, step: int, num_steps: int) -> bool:
+        """True while a model on a grid still trains as if it were dense."""
+        return step < self.dense_share * num_steps
 
     def _share_after_warmup(self, progress: float) -> float:
         final = self.final_lr_share
@@ -79,17 +98,23 @@ class Recipe:
             raise ValueError(f"recipe.{key}={value} must lie in (0, 1]")
 
 
-def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone; embedding, head and norms have none."""
-    matrices: list[nn.Parameter] = []
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Make the optimizer of a model; its groups say by `decays` whether weight decay acts on them.
+
+    Projections decay; embedding, head and norms do not, and are always AdamW's.
+    """
+    projections: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() == 2 and not name.endswith(("embedding.weight", "head.weight"))
-        (matrices if is_matrix else others).append(parameter)
-    groups = [
-        {"params": matrices, "decays": True},
-        {"params": others, "decays": False, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True
-    )
+        (projections if is_matrix else others).append(parameter)
+    rest = [{"params": others, "decays": False, "weight_decay": 0.0}]
+    if recipe.optimizer == "adamw":
+        return _adamw([{"params": projections, "decays": True}, *rest], recipe)
+    muon = Muon(projections, lr=recipe.peak_lr, momentum=recipe.beta2)
+    muon.param_groups[0]["decays"] = True
+    return MuonWithAdamW(muon, _adamw(rest, recipe))
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> AdamW:
+    return AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True)

@@ -89,9 +89,15 @@ class StabilityCallback(lightning.Callback):
         assert isinstance(module, LanguageModule)
         if not starts_step(trainer, batch_idx):
             return
-        if trainer.global_step % self.config.snapshot_every == 0 or self.snapshot is None:
+        step = trainer.global_step
+        if module.recipe.is_dense(step - 1, module.num_steps) and not module.recipe.is_dense(
+            step, module.num_steps
+        ):
+            # The loss jumps when the weights first go on the grid: losses before say nothing.
+            self.detector.losses.clear()
+        if step % self.config.snapshot_every == 0 or self.snapshot is None:
             self.snapshot = _copy_to_cpu(_state(trainer, module))
-        module.lr_factor = self._lr_factor(trainer.global_step)
+        module.lr_factor = self._lr_factor(step)
 
     def on_train_batch_end(
         self,
