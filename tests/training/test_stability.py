@@ -123,3 +123,4 @@ def test_the_jump_at_the_end_of_a_dense_phase_is_no_spike(
         jump = plan._replace(objective=jumping, recipe=own)
         metrics = fit(toy_model(toy), plan=jump, config=config, place=place)
         assert (metrics["stability/num_spikes"] > 0) == is_spike
+        remove(place.resume_dir)
