@@ -5,10 +5,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
 from tests.pipelines.conftest import RunStage, StartStage, places
 from tests.pipelines.watching import wait_until
 
-STEPS = ("pretrain.num_steps=60", "train.checkpoint_every=5", "train.validate_every=20")
+STEPS = ("pretrain.num_steps=60", "train.validate_every=20")
 PRETRAIN = ("pretrain", "variant=ternary", *places("data/checkpoints/ternary"), *STEPS)
 EVOLVE = (
     "evolve",
@@ -46,23 +47,27 @@ def fresh(chain: Path, name: str, out: str) -> Path:
     return project
 
 
+@pytest.mark.parametrize("interval", [5, 20, 60], ids=lambda n: f"saved every {n} steps")
 def test_pretraining_killed_in_the_middle_ends_with_the_same_bits(
-    chain: Path, run_stage: RunStage, start_stage: StartStage
+    chain: Path, run_stage: RunStage, start_stage: StartStage, interval: int
 ) -> None:
+    # Validation comes after saving, at steps 20, 40 and 60: the kill falls between the two.
+    arguments = (*PRETRAIN, f"train.checkpoint_every={interval}")
     out = "data/checkpoints/ternary"
     whole, killed = fresh(chain, "whole", out), fresh(chain, "killed", out)
-    outcome = run_stage(whole, *PRETRAIN)
+    outcome = run_stage(whole, *arguments)
     assert outcome.status == 0, outcome.text
-    kill_once_there(killed, "*/step-*.ckpt", start_stage, *PRETRAIN)
+    kill_once_there(killed, "*/step-*.ckpt", start_stage, *arguments)
     assert not (killed / out).exists()
-    outcome = run_stage(killed, *PRETRAIN)
+    outcome = run_stage(killed, *arguments)
     assert outcome.status == 0, outcome.text
     assert "ternary: goes on from runs/resume/" in outcome.text
     assert same_bytes(whole / out, killed / out, "model.safetensors")
     assert same_bytes(whole / out, killed / out, "config.json")
-    curve = "reports/metrics/pretrain/ternary/steps.csv"
+    curve = Path("reports/metrics/pretrain/ternary/steps.csv")
     assert losses(killed / curve) == losses(whole / curve)
     assert len(losses(killed / curve)) == 60
+    assert same_bytes(whole, killed, str(curve.with_name("validation.csv")))
     assert not list((killed / "runs/resume").glob("*")), "the resume state is gone after success"
 
 
@@ -91,6 +96,22 @@ def test_evolution_killed_in_its_second_phase_repeats_no_finished_phase(
         assert same_bytes(whole / out, killed / out, f"{model}/model.safetensors"), model
         curve = f"reports/metrics/evolve/curves/{model}/steps.csv"
         assert losses(killed / curve) == losses(whole / curve)
+
+
+def test_training_is_not_lost_when_its_output_cannot_be_written(
+    chain: Path, run_stage: RunStage
+) -> None:
+    nowhere = "out_dir=texts/module_00.py/models"
+    for arguments in (PRETRAIN, EVOLVE):
+        outcome = run_stage(chain, *arguments, nowhere)
+        assert outcome.status == 1, outcome.text
+        assert "give another place" in outcome.text
+        outcome = run_stage(chain, *arguments)
+        assert outcome.status == 0, outcome.text
+        if arguments is PRETRAIN:
+            assert "ternary: goes on from" in outcome.text
+        else:
+            assert "validation loss" not in outcome.text, "a finished phase was repeated"
 
 
 def test_another_setting_does_not_go_on_from_the_old_state(

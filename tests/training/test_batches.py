@@ -1,10 +1,19 @@
 """Batches: the shift, the epochs, the position."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
-from trilith.training.batches import IGNORED, MaskedRows, PositionLoader, TokenWindows, shift
+from trilith.training.batches import (
+    IGNORED,
+    HeldOutLoader,
+    MaskedRows,
+    PositionLoader,
+    TokenWindows,
+    shift,
+)
 
 
 def windows(num_tokens: int = 101, *, seed: int = 0) -> TokenWindows:
@@ -76,3 +85,12 @@ def test_a_loader_goes_on_after_its_saved_position() -> None:
     assert len(rest) == 4
     assert torch.equal(rest[0].inputs_BT, next(batches).inputs_BT)
     assert len(list(later)) == 7
+
+
+def test_held_out_batches_are_the_same_each_time_whoever_stops_early() -> None:
+    loader = HeldOutLoader(windows(), num_batches=3)
+    first = list(islice(loader, 3))
+    again = list(islice(loader, 3))
+    assert len(first) == len(again) == len(loader) == 3
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.inputs_BT, other.inputs_BT)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tests.training.conftest import TERNARY, TRAIN, toy_model
+from torch.nn import functional as F
 
+from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
 from trilith.quant import BitLinear
 from trilith.training.batches import Batch
@@ -54,6 +56,21 @@ def test_the_loss_falls_and_every_step_is_recorded(
     assert rows(place.metrics_dir / "events.csv") == []
 
 
+def test_every_validation_is_that_of_the_model_at_its_step(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    model = toy_model(toy)
+    fit(model, plan=plan, config=TRAIN, place=place)
+    losses = []
+    for position in range(TRAIN.validation_batches):
+        inputs, targets = plan.validation.batch(position)
+        losses.append(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()))
+    first, last = rows(place.metrics_dir / "validation.csv")
+    expected = float(torch.stack(losses).detach().mean())
+    assert float(last["loss_nats"]) == pytest.approx(expected, abs=1e-5)
+    assert float(first["loss_nats"]) != float(last["loss_nats"])
+
+
 def test_the_recorded_rate_is_the_recipes(toy: ModelConfig, plan: Plan, place: RunPlace) -> None:
     fit(toy_model(toy), plan=plan, config=TRAIN, place=place)
     for row in rows(place.metrics_dir / "steps.csv"):
@@ -75,6 +92,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     whole = toy_model(toy)
     fit(whole, plan=plan, config=config, place=place)
     expected = [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")]
+    remove(place.resume_dir)
     broken = plan._replace(objective=stopping_at(13 * accumulate, error))
     with pytest.raises(error):
         fit(toy_model(toy), plan=broken, config=config, place=place)
@@ -83,7 +101,6 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")] == expected
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert not place.resume_dir.exists()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -91,6 +108,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     whole = toy_model(toy)
     fit(whole, plan=plan, config=TRAIN, place=place)
+    remove(place.resume_dir)
     broken = plan._replace(objective=stopping_at(13, RuntimeError))
     with pytest.raises(RuntimeError):
         fit(toy_model(toy), plan=broken, config=TRAIN, place=place)
@@ -111,6 +129,7 @@ def test_a_dense_phase_is_dense_to_the_bit_and_ends_on_the_grid(
         model = toy_model(toy, quant)
         fit(model, plan=own, config=TRAIN, place=place)
         losses[name] = [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")]
+        remove(place.resume_dir)
     assert losses["dense"][:10] == losses["ternary"][:10]
     assert all(a != b for a, b in zip(losses["dense"][10:], losses["ternary"][10:], strict=True))
     assert not any(layer.is_dense for layer in model.modules() if isinstance(layer, BitLinear))

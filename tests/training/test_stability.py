@@ -10,6 +10,7 @@ import torch
 from tests.training.conftest import STABILITY, TRAIN, toy_model
 from tests.training.test_fit import rows
 
+from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
@@ -80,6 +81,7 @@ def test_weights_after_a_rollback_are_those_of_the_snapshot(
     short = plan._replace(num_steps=13, objective=spoiling({13}, factor=math.nan))
     spoiled = toy_model(toy)
     fit(spoiled, plan=short, config=TRAIN, place=place)
+    remove(place.resume_dir)
     seen: dict[int, Any] = {}
 
     def watching(model: Transformer, batch: Batch) -> Loss:
@@ -121,3 +123,4 @@ def test_the_jump_at_the_end_of_a_dense_phase_is_no_spike(
         jump = plan._replace(objective=jumping, recipe=own)
         metrics = fit(toy_model(toy), plan=jump, config=config, place=place)
         assert (metrics["stability/num_spikes"] > 0) == is_spike
+        remove(place.resume_dir)

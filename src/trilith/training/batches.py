@@ -133,3 +133,20 @@ class PositionLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches given out when the state was saved."""
         self.position = state["position"]
+
+
+class HeldOutLoader:
+    """A data loader that gives the same batches each time it is asked.
+
+    It has no state: Lightning stops asking after the last batch, before the iterator ends.
+    """
+
+    def __init__(self, source: BatchSource, *, num_batches: int) -> None:
+        self.source = source
+        self.num_batches = num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.source.batch(position) for position in range(self.num_batches))

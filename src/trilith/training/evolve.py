@@ -215,6 +215,7 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     with replacing(folder) as partial:
         save_checkpoint(result, partial)
         shutil.move(curves_dir, partial / "curves")
+    remove(phase_place.resume_dir)
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
 
 

@@ -15,11 +15,10 @@ from trilith.files import (
     EVENT_COLUMNS,
     STEP_COLUMNS,
     VALIDATION_COLUMNS,
-    remove,
     write_csv,
 )
 from trilith.model import Transformer, training_flops_per_token
-from trilith.training.batches import BatchSource, PositionLoader
+from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
@@ -87,7 +86,8 @@ class RunPlace(NamedTuple):
 def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace) -> dict[str, Any]:
     """Train the model in place; write curves; return flat metrics.
 
-    An earlier unfinished run with the same `resume_dir` goes on where it was saved.
+    An earlier unfinished run with the same `resume_dir` goes on where it was saved. The folder
+    stays: whoever called removes it once the model is safe on disk.
 
     Raises:
         ValueError: the run stays unstable after all rollbacks.
@@ -111,7 +111,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         trainer.fit(
             module,
             PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
-            PositionLoader(plan.validation, num_batches=config.validation_batches),
+            HeldOutLoader(plan.validation, num_batches=config.validation_batches),
             ckpt_path=checkpoint,
             weights_only=False,
         )
@@ -121,7 +121,6 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     finally:
         _write_curves(place.metrics_dir, curves, stability)
     model.eval()
-    remove(place.resume_dir)
     wall_s = time.perf_counter() - started
     metrics = _metrics(plan, curves, stability)
     return metrics | {"hardware/peak_flops": place.peak_flops, "wall_s": wall_s}
@@ -139,6 +138,7 @@ def _trainer(
 ) -> lightning.Trainer:
     _quiet_lightning()
     lightning.seed_everything(place.seed, verbose=False)
+    validate_every = min(config.validate_every, plan.num_steps)
     return lightning.Trainer(
         accelerator="auto",
         devices=1,
@@ -147,12 +147,14 @@ def _trainer(
         max_steps=plan.num_steps,
         max_epochs=1,
         accumulate_grad_batches=config.accumulate,
-        val_check_interval=min(config.validate_every, plan.num_steps) * config.accumulate,
+        val_check_interval=validate_every * config.accumulate,
         num_sanity_val_steps=0,
         logger=WandbLogger(experiment=place.wandb_run),
         callbacks=[
             *callbacks,
-            ResumeCallback(place.resume_dir, every=config.checkpoint_every),
+            ResumeCallback(
+                place.resume_dir, every=config.checkpoint_every, validate_every=validate_every
+            ),
             StepBar(place.name),
         ],
         log_every_n_steps=1,

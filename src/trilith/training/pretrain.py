@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from trilith.files import remove
 from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
@@ -82,6 +83,7 @@ def pretrain(
         "seed": place.seed,
     }
     save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
+    remove(place.resume_dir)
     metrics["model/num_parameters"] = count_parameters(plan.model).total
     log.info(
         "%s: %d steps, %d tokens, validation loss %.3f nats, %.0f s -> %s",

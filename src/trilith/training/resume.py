@@ -16,11 +16,16 @@ _NUM_KEPT = 2
 
 
 class ResumeCallback(lightning.Callback):
-    """Saves the whole state every `every` steps and when the run is interrupted."""
+    """Saves the whole state every `every` steps.
 
-    def __init__(self, folder: Path, *, every: int) -> None:
+    Where a step is validated as well, every `validate_every`, that comes first: a run that goes on
+    from a state saved in between would never make up for the validation.
+    """
+
+    def __init__(self, folder: Path, *, every: int, validate_every: int) -> None:
         self.folder = folder
         self.every = every
+        self.validate_every = validate_every
 
     def on_train_batch_end(
         self,
@@ -30,7 +35,17 @@ class ResumeCallback(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if ends_step(trainer, batch_idx) and trainer.global_step % self.every == 0:
+        step = trainer.global_step
+        if ends_step(trainer, batch_idx) and step % self.validate_every:
+            self._save_if_due(trainer)
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
