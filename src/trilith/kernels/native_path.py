@@ -1,0 +1,104 @@
+"""The native kernel: weights in tiles of 2 or 8 bits, float activations in, the torch path's bits.
+
+Axes: N tokens, O outputs, I inputs, G groups.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trilith.kernels.choice import Isa
+from trilith.kernels.native_build import load_native
+from trilith.kernels.weight import PackedWeight
+from trilith.quant import numerators_of
+
+# Outputs and inputs of a tile, as in trilith.h.
+_TILE = 16
+# The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
+_MAX_INPUTS = 2**19
+_MAX_OFFSET = 16
+
+
+class NativeProduct(nn.Module):
+    """Float activations [..., I] -> [..., O], equal to quantizing them and `packed_product`."""
+
+    codes: Tensor
+    factor: Tensor
+
+    def __init__(self, weight: PackedWeight, isa: Isa) -> None:
+        super().__init__()
+        assert fits_native(weight), weight.shape
+        self.isa = isa
+        self.num_out, self.num_in = weight.shape
+        self.num_groups = weight.scale.shape[1]
+        self.offset = weight.grid.numerators[-1]
+        self.bits = 2 if self.offset == 1 else 8
+        whole_OI = numerators_of(weight.codes(), weight.grid, torch.int8) + self.offset
+        self.register_buffer(
+            "codes",
+            tile_codes(whole_OI.to(torch.uint8), num_groups=self.num_groups, bits=self.bits),
+        )
+        factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
+        padding = (0, -self.num_out % _TILE)
+        self.register_buffer("factor", F.pad(factor.T, padding).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize x [..., I] to int8 per token and multiply: [..., O] of the same dtype."""
+        if not (x.is_cpu and self.codes.is_cpu):
+            raise ValueError(
+                f"native kernels run on the CPU and got activations on {x.device} and weights on "
+                f"{self.codes.device}; set TRILITH_KERNELS=torch before loading the model"
+            )
+        assert self.factor.dtype == torch.float32, self.factor.dtype
+        assert x.shape[-1] == self.num_in, x.shape
+        num_tokens = x.numel() // self.num_in
+        tokens_NI = x.float().contiguous()
+        out_NO = torch.empty(num_tokens, self.num_out)
+        library = load_native().library
+        assert library is not None
+        failed = library.trilith_linear(
+            self.codes.data_ptr(),
+            self.factor.data_ptr(),
+            self.num_out,
+            self.num_in,
+            self.num_groups,
+            self.bits,
+            self.offset,
+            tokens_NI.data_ptr(),
+            out_NO.data_ptr(),
+            num_tokens,
+            self.isa.number,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError(f"no memory for a product of {num_tokens} tokens")
+        return out_NO.view(*x.shape[:-1], self.num_out).to(x.dtype)
+
+
+def fits_native(weight: PackedWeight) -> bool:
+    """True if no sum of this weight can overflow."""
+    return weight.shape[1] <= _MAX_INPUTS and weight.grid.numerators[-1] <= _MAX_OFFSET
+
+
+def tile_codes(codes_OI: Tensor, *, num_groups: int, bits: int) -> Tensor:
+    """Put codes into the tiles of trilith.h.
+
+    Args:
+        codes_OI: uint8, below 2**bits.
+        num_groups: groups of inputs; each is padded to whole tiles.
+        bits: 2 or 8.
+
+    Returns:
+        uint8 vector of num_blocks * num_groups * group_tiles * 32 * bits bytes.
+    """
+    num_out, num_in = codes_OI.shape
+    group_in = num_in // num_groups
+    blocks, tiles = -(-num_out // _TILE), -(-group_in // _TILE)
+    padded = codes_OI.new_zeros(blocks * _TILE, num_groups, tiles * _TILE)
+    padded[:num_out, :, :group_in] = codes_OI.view(num_out, num_groups, group_in)
+    # block, output, group, tile, plane, input -> block, group, tile, plane, output, input
+    planes = padded.view(blocks, _TILE, num_groups, tiles, 4, 4).permute(0, 2, 3, 4, 1, 5)
+    if bits == 8:
+        return planes.reshape(-1)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None, None]
+    return (planes << shifts).sum(dim=3, dtype=torch.uint8).view(-1)
