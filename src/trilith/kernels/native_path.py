@@ -1,6 +1,6 @@
 """The native kernel: weights in tiles of 2 or 8 bits, float activations in, the torch path's bits.
 
-Axes: N tokens, O outputs, I inputs, G groups.
+Axes: O outputs, I inputs.
 """
 
 import torch
@@ -49,11 +49,17 @@ class NativeProduct(nn.Module):
                 f"native kernels run on the CPU and got activations on {x.device} and weights on "
                 f"{self.codes.device}; set TRILITH_KERNELS=torch before loading the model"
             )
-        assert self.factor.dtype == torch.float32, self.factor.dtype
         assert x.shape[-1] == self.num_in, x.shape
+        out = torch.empty(*x.shape[:-1], self.num_out)
+        self.multiply_into(x.float().contiguous(), out)
+        return out.to(x.dtype)
+
+    def multiply_into(self, x: Tensor, out: Tensor) -> None:
+        """Write the product of float32 [..., I] into float32 [..., O]; both contiguous, CPU."""
         num_tokens = x.numel() // self.num_in
-        tokens_NI = x.float().contiguous()
-        out_NO = torch.empty(num_tokens, self.num_out)
+        assert x.dtype == out.dtype == self.factor.dtype == torch.float32, self.factor.dtype
+        assert x.is_contiguous() and out.is_contiguous()
+        assert out.numel() == num_tokens * self.num_out, out.shape
         library = load_native().library
         assert library is not None
         failed = library.trilith_linear(
@@ -64,15 +70,14 @@ class NativeProduct(nn.Module):
             self.num_groups,
             self.bits,
             self.offset,
-            tokens_NI.data_ptr(),
-            out_NO.data_ptr(),
+            x.data_ptr(),
+            out.data_ptr(),
             num_tokens,
             self.isa.number,
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError(f"no memory for a product of {num_tokens} tokens")
-        return out_NO.view(*x.shape[:-1], self.num_out).to(x.dtype)
 
 
 def fits_native(weight: PackedWeight) -> bool:

@@ -41,7 +41,8 @@ static inline __attribute__((always_inline)) void quantize_body(
     for (int64_t token = first; token < last; token++) {
         const float *row = x + token * p->weight.num_in;
         float absmax = absmax_of(row, p->weight.num_in);
-        float inv_scale = 127.0f / absmax;
+        /* Torch divides a number by a tensor in these two steps. */
+        float inv_scale = 1.0f / absmax * 127.0f;
         p->scale[token] = absmax / 127.0f;
         for (int64_t group = 0; group < num_groups; group++) {
             int8_t *values = values_of(p, token, group);
