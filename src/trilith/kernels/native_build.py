@@ -120,9 +120,9 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.trilith_supports.argtypes = [_INT]
-    # codes, factor, shape, bits, offset; x, out, tokens, instruction set, threads.
+    # codes, levels, factor, shape, bits, offset; x, out, tokens, instruction set, threads.
     library.trilith_linear.argtypes = [
-        *(_POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG),
+        *(_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG),
         *(_POINTER, _POINTER, _LONG, _INT, _LONG),
     ]
     return library

@@ -1,4 +1,4 @@
-"""The native kernel: weights in tiles of 2 or 8 bits, float activations in, the torch path's bits.
+"""The native kernel: weights in tiles of 2 or 4 bits, float activations in, the torch path's bits.
 
 Axes: O outputs, I inputs.
 """
@@ -23,6 +23,7 @@ class NativeProduct(nn.Module):
     """Float activations [..., I] -> [..., O], equal to quantizing them and `packed_product`."""
 
     codes: Tensor
+    levels: Tensor
     factor: Tensor
 
     def __init__(self, weight: PackedWeight, isa: Isa) -> None:
@@ -32,12 +33,14 @@ class NativeProduct(nn.Module):
         self.num_out, self.num_in = weight.shape
         self.num_groups = weight.scale.shape[1]
         self.offset = weight.grid.numerators[-1]
-        self.bits = 2 if self.offset == 1 else 8
-        whole_OI = numerators_of(weight.codes(), weight.grid, torch.int8) + self.offset
-        self.register_buffer(
-            "codes",
-            tile_codes(whole_OI.to(torch.uint8), num_groups=self.num_groups, bits=self.bits),
-        )
+        self.bits = 2 if self.offset == 1 else 4
+        codes_OI = weight.codes()
+        if self.bits == 2:
+            codes_OI = (numerators_of(codes_OI, weight.grid) + 1).to(torch.uint8)
+        self.register_buffer("codes", tile_codes(codes_OI, self.num_groups, bits=self.bits))
+        levels = torch.zeros(16, dtype=torch.uint8)
+        levels[: weight.grid.num_levels] = torch.tensor(weight.grid.numerators) + self.offset
+        self.register_buffer("levels", levels)
         factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
         padding = (0, -self.num_out % _TILE)
         self.register_buffer("factor", F.pad(factor.T, padding).contiguous())
@@ -64,6 +67,7 @@ class NativeProduct(nn.Module):
         assert library is not None
         failed = library.trilith_linear(
             self.codes.data_ptr(),
+            self.levels.data_ptr(),
             self.factor.data_ptr(),
             self.num_out,
             self.num_in,
@@ -81,17 +85,19 @@ class NativeProduct(nn.Module):
 
 
 def fits_native(weight: PackedWeight) -> bool:
-    """True if no sum of this weight can overflow."""
-    return weight.shape[1] <= _MAX_INPUTS and weight.grid.numerators[-1] <= _MAX_OFFSET
+    """True if no sum of this weight can overflow and its codes fit the tiles."""
+    grid = weight.grid
+    fits = grid.numerators[-1] <= _MAX_OFFSET and grid.num_levels <= 16
+    return fits and weight.shape[1] <= _MAX_INPUTS
 
 
-def tile_codes(codes_OI: Tensor, *, num_groups: int, bits: int) -> Tensor:
+def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
     """Put codes into the tiles of trilith.h.
 
     Args:
         codes_OI: uint8, below 2**bits.
         num_groups: groups of inputs; each is padded to whole tiles.
-        bits: 2 or 8.
+        bits: 2 or 4.
 
     Returns:
         uint8 vector of num_blocks * num_groups * group_tiles * 32 * bits bytes.
@@ -103,7 +109,6 @@ def tile_codes(codes_OI: Tensor, *, num_groups: int, bits: int) -> Tensor:
     padded[:num_out, :, :group_in] = codes_OI.view(num_out, num_groups, group_in)
     # block, output, group, tile, plane, input -> block, group, tile, plane, output, input
     planes = padded.view(blocks, _TILE, num_groups, tiles, 4, 4).permute(0, 2, 3, 4, 1, 5)
-    if bits == 8:
-        return planes.reshape(-1)
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None, None]
-    return (planes << shifts).sum(dim=3, dtype=torch.uint8).view(-1)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None, None]
+    shared = planes.unflatten(3, (-1, 8 // bits)) << shifts
+    return shared.sum(dim=4, dtype=torch.uint8).view(-1)

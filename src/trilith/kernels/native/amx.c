@@ -29,25 +29,29 @@ TARGET static void configure(void) {
 }
 
 /* Unpack all groups of a block into AMX tiles: [num_groups, group_steps, ROWS, STEP]. */
-INLINE void unpack(const product *p, int64_t block, uint8_t *rows) {
-    int64_t bits = p->weight.bits;
-    const __m512i three = _mm512_set1_epi8(3);
+INLINE void unpack_bits(const product *p, int bits, int64_t block, uint8_t *rows) {
+    const __m128i *table = (const __m128i *)p->weight.levels;
+    const __m512i levels = _mm512_broadcast_i32x4(_mm_loadu_si128(table));
+    const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
     for (int64_t group = 0; group < p->weight.num_groups; group++) {
         const uint8_t *tile = tiles_of(p, block, group);
         uint8_t *row = rows + group * p->group_steps * TILE_BYTES;
-        if (bits == 8) {
-            memcpy(row, tile, (size_t)p->group_tiles * 256);
-            continue;
-        }
-        for (int64_t i = 0; i < p->group_tiles; i++, row += 256) {
+        for (int64_t i = 0; i < p->group_tiles * bits / 2; i++) {
             __m512i packed = _mm512_loadu_si512(tile + 64 * i);
-            _mm512_storeu_si512(row, _mm512_and_si512(packed, three));
-            for (int plane = 1; plane < 4; plane++) {
-                __m512i shifted = _mm512_srli_epi16(packed, 2 * plane);
-                _mm512_storeu_si512(row + 64 * plane, _mm512_and_si512(shifted, three));
+            for (int shift = 0; shift < 8; shift += bits, row += STEP) {
+                __m512i codes = _mm512_and_si512(_mm512_srli_epi16(packed, shift), mask);
+                if (bits == 4) codes = _mm512_shuffle_epi8(levels, codes);
+                _mm512_storeu_si512(row, codes);
             }
         }
     }
+}
+
+INLINE void unpack(const product *p, int64_t block, uint8_t *rows) {
+    if (p->weight.bits == 2)
+        unpack_bits(p, 2, block, rows);
+    else
+        unpack_bits(p, 4, block, rows);
 }
 
 /* Sums of one group: tokens of two panels (or one) x outputs of two blocks. */

@@ -10,10 +10,14 @@
 enum { MAX_TOKENS = 4 };
 
 /* The 8 outputs of one half of a plane, as unsigned bytes. */
-INLINE __m256i half_plane(const uint8_t *tile, int bits, int plane, int half) {
-    if (bits == 8) return _mm256_loadu_si256((const __m256i *)(tile + 64 * plane + 32 * half));
-    __m256i packed = _mm256_loadu_si256((const __m256i *)(tile + 32 * half));
-    return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * plane), _mm256_set1_epi8(3));
+INLINE __m256i half_plane(
+    const uint8_t *tile, __m256i levels, int bits, int plane, int half) {
+    int per_byte = 8 / bits;
+    tile += 64 * (plane / per_byte) + 32 * half;
+    __m256i packed = _mm256_loadu_si256((const __m256i *)tile);
+    __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
+    __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, plane % per_byte * bits), mask);
+    return bits == 2 ? codes : _mm256_shuffle_epi8(levels, codes);
 }
 
 INLINE __m256i broadcast(const int8_t *values) {
@@ -23,9 +27,11 @@ INLINE __m256i broadcast(const int8_t *values) {
 }
 
 INLINE void add_tile(
-    const uint8_t *tile, int bits, const int8_t *values, int tokens, __m256i (*narrow)[2]) {
+    const uint8_t *tile, __m256i levels, int bits, const int8_t *values, int tokens,
+    __m256i (*narrow)[2]) {
     for (int plane = 0; plane < 4; plane++) {
-        __m256i low = half_plane(tile, bits, plane, 0), high = half_plane(tile, bits, plane, 1);
+        __m256i low = half_plane(tile, levels, bits, plane, 0);
+        __m256i high = half_plane(tile, levels, bits, plane, 1);
         for (int t = 0; t < tokens; t++) {
             __m256i x = broadcast(values + t * STEP + 4 * plane);
             narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(low, x));
@@ -38,8 +44,10 @@ INLINE void add_tile(
 INLINE void add_group(
     const product *p, int bits, int tokens, int64_t block, int64_t group, int64_t token,
     __m256 (*total)[2]) {
-    /* A byte is at most 2 (2 bits) or 32 (8 bits), a value 127, and 16 bits end at 32767. */
-    int64_t run = bits == 8 ? 1 : 16;
+    /* A level is at most 2 (2 bits) or 32 (4 bits), a value 127, and 16 bits end at 32767. */
+    int64_t run = bits == 2 ? 16 : 1;
+    const __m128i *table = (const __m128i *)p->weight.levels;
+    __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
     const uint8_t *tile = tiles_of(p, block, group);
     const int8_t *values = values_of(p, token, group);
     __m256i wide[MAX_TOKENS][2];
@@ -51,7 +59,7 @@ INLINE void add_group(
         for (int64_t i = start; i < stop; i++, tile += BLOCK * TILE_IN / 8 * bits) {
             _mm_prefetch((const char *)(tile + 1024), _MM_HINT_T0);
             const int8_t *step = values + i / 4 * step_bytes(p);
-            add_tile(tile, bits, step + i % 4 * TILE_IN, tokens, narrow);
+            add_tile(tile, levels, bits, step + i % 4 * TILE_IN, tokens, narrow);
         }
         for (int t = 0; t < tokens; t++)
             for (int h = 0; h < 2; h++) {
@@ -86,19 +94,20 @@ INLINE void compute(const product *p, int bits, int tokens, int64_t block, int64
     }
 }
 
-INLINE void all_tokens(const product *p, int bits, int64_t block) {
-    int64_t token = 0;
-    for (; token + 4 <= p->num_tokens; token += 4) compute(p, bits, 4, block, token);
-    for (; token < p->num_tokens; token++) compute(p, bits, 1, block, token);
+INLINE void slab(const product *p, int bits, int64_t block, int64_t token) {
+    int64_t end = min64(token + SLAB, p->num_tokens);
+    for (; token + 4 <= end; token += 4) compute(p, bits, 4, block, token);
+    for (; token < end; token++) compute(p, bits, 1, block, token);
 }
 
 TARGET void linear_avx2(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     (void)scratch;
-    for (int64_t block = first; block < last; block++) {
-        if (p->weight.bits == 8)
-            all_tokens(p, 8, block);
-        else
-            all_tokens(p, 2, block);
-    }
+    for (int64_t token = 0; token < p->num_tokens; token += SLAB)
+        for (int64_t block = first; block < last; block++) {
+            if (p->weight.bits == 2)
+                slab(p, 2, block, token);
+            else
+                slab(p, 4, block, token);
+        }
 }
 #endif

@@ -57,11 +57,11 @@ int trilith_supports(int isa) { return isa >= 0 && isa < NUM_ISAS && cpu_has(isa
 /* Multiply x [num_tokens, num_in] with the weight into out [num_tokens, num_out].
  * Returns 0, or -1 if there is no memory. */
 int trilith_linear(
-    const uint8_t *codes, const float *factor, int64_t num_out, int64_t num_in, int64_t num_groups,
-    int64_t bits, int64_t offset, const float *x, float *out, int64_t num_tokens, int isa,
-    int64_t threads) {
+    const uint8_t *codes, const uint8_t *levels, const float *factor, int64_t num_out,
+    int64_t num_in, int64_t num_groups, int64_t bits, int64_t offset, const float *x, float *out,
+    int64_t num_tokens, int isa, int64_t threads) {
     product p = {
-        .weight = {codes, factor, num_out, num_in, num_groups, bits, offset},
+        .weight = {codes, levels, factor, num_out, num_in, num_groups, bits, offset},
         .num_blocks = ceil_div(num_out, BLOCK),
         .group_tiles = ceil_div(num_in / num_groups, TILE_IN),
         .group_steps = ceil_div(num_in / num_groups, STEP),

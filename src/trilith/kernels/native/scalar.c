@@ -1,15 +1,16 @@
 /* The portable kernel in plain C, and the plainest to read. */
 #include "trilith.h"
 
-static int code_at(const uint8_t *tile, int64_t bits, int plane, int byte) {
-    return bits == 8 ? tile[64 * plane + byte] : (tile[byte] >> (2 * plane)) & 3;
+static int level_at(const weight *w, const uint8_t *tile, int plane, int byte) {
+    if (w->bits == 2) return (tile[byte] >> (2 * plane)) & 3;
+    return w->levels[(tile[64 * (plane / 2) + byte] >> (4 * (plane % 2))) & 15];
 }
 
-static void add_tile(const uint8_t *tile, int64_t bits, const int8_t *values, int32_t *sums) {
+static void add_tile(const weight *w, const uint8_t *tile, const int8_t *values, int32_t *sums) {
     for (int plane = 0; plane < 4; plane++)
         for (int o = 0; o < BLOCK; o++)
             for (int j = 0; j < 4; j++)
-                sums[o] += code_at(tile, bits, plane, 4 * o + j) * values[4 * plane + j];
+                sums[o] += level_at(w, tile, plane, 4 * o + j) * values[4 * plane + j];
 }
 
 static void add_group(
@@ -19,7 +20,7 @@ static void add_group(
     int32_t sums[BLOCK] = {0};
     for (int64_t i = 0; i < p->group_tiles; i++, tile += BLOCK * TILE_IN / 8 * p->weight.bits) {
         const int8_t *step = values + i / 4 * step_bytes(p);
-        add_tile(tile, p->weight.bits, step + i % 4 * TILE_IN, sums);
+        add_tile(&p->weight, tile, step + i % 4 * TILE_IN, sums);
     }
     int32_t shift = p->sums[token * p->weight.num_groups + group];
     const float *factor = p->weight.factor + (group * p->num_blocks + block) * BLOCK;

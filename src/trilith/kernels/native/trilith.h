@@ -1,9 +1,10 @@
 /* What the native kernels share: one product of int8 activations with a weight in tiles.
  *
  * A tile is 16 outputs x 16 inputs, in four planes of four inputs. Byte 4 * o + j of plane p holds
- * output o and input 4 * p + j, as a whole number from zero up (level numerator + offset):
- *   8 bits: plane p is bytes 64 * p .. 64 * p + 63 of 256;
- *   2 bits: plane p is bits 2 * p and 2 * p + 1 of the tile's 64 bytes.
+ * output o and input 4 * p + j:
+ *   2 bits: codes 0, 1, 2 for -1, 0, +1; plane p is bits 2 * p and 2 * p + 1 of 64 bytes;
+ *   4 bits: codes of `levels` (numerator + offset, from zero up); planes 0 and 1 are the low and
+ *           high halves of 64 bytes, planes 2 and 3 those of the next 64.
  * A plane is what one vpdpbusd takes, and four rows of an AMX tile: decoding and prefill share it.
  * Tiles are ordered by block of 16 outputs, then group, then inputs; groups are padded to whole
  * tiles. Activations are padded with zeros, so what pads the weight does not matter.
@@ -16,10 +17,13 @@
 #include <string.h>
 
 enum { BLOCK = 16, TILE_IN = 16, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
+/* Tokens for which all blocks run before the next tokens: their activations stay in the cache. */
+enum { SLAB = 64 };
 enum isa { SCALAR, AVX2, VNNI, AMX, NEON, NUM_ISAS };
 
 typedef struct {
     const uint8_t *codes;
+    const uint8_t *levels; /* [16], at most 32 each */
     const float *factor; /* [num_groups, num_blocks * BLOCK]: scale / denominator */
     int64_t num_out, num_in, num_groups;
     int64_t bits, offset;

@@ -16,10 +16,12 @@ INLINE __m512i broadcast(const int8_t *values) {
     return _mm512_set1_epi32(four);
 }
 
-INLINE __m512i plane_of(const uint8_t *tile, int bits, int plane) {
-    if (bits == 8) return _mm512_loadu_si512(tile + 64 * plane);
-    __m512i packed = _mm512_loadu_si512(tile);
-    return _mm512_and_si512(_mm512_srli_epi16(packed, 2 * plane), _mm512_set1_epi8(3));
+INLINE __m512i plane_of(const uint8_t *tile, __m512i levels, int bits, int plane) {
+    int per_byte = 8 / bits;
+    __m512i packed = _mm512_loadu_si512(tile + 64 * (plane / per_byte));
+    __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
+    __m512i codes = _mm512_and_si512(_mm512_srli_epi16(packed, plane % per_byte * bits), mask);
+    return bits == 2 ? codes : _mm512_shuffle_epi8(levels, codes);
 }
 
 /* Decoding: 2-bit codes stay where they are in their byte, and the sums are shifted at the end. */
@@ -56,12 +58,17 @@ INLINE void group_of_many(
     __m512i (*sums)[2]) {
     const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
     const int8_t *values = values_of(p, token, group);
+    const __m128i *table = (const __m128i *)p->weight.levels;
+    __m512i levels = _mm512_broadcast_i32x4(_mm_loadu_si128(table));
     for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
     for (int64_t i = 0; i < p->group_tiles; i++) {
         const int8_t *x = values + i / 4 * step_bytes(p) + i % 4 * TILE_IN;
+        if (tokens == 1)
+            for (int b = 0; b < 2; b++)
+                _mm_prefetch((const char *)(tile[b] + 32 * bits * i + PREFETCH_BYTES), _MM_HINT_T0);
         for (int plane = 0; plane < 4; plane++) {
-            __m512i left = plane_of(tile[0] + 32 * bits * i, bits, plane);
-            __m512i right = plane_of(tile[1] + 32 * bits * i, bits, plane);
+            __m512i left = plane_of(tile[0] + 32 * bits * i, levels, bits, plane);
+            __m512i right = plane_of(tile[1] + 32 * bits * i, levels, bits, plane);
             for (int t = 0; t < tokens; t++) {
                 __m512i four = broadcast(x + t * STEP + 4 * plane);
                 sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], left, four);
@@ -103,21 +110,22 @@ INLINE void compute(
     }
 }
 
-INLINE void all_tokens(const product *p, int bits, const int64_t *block) {
-    int64_t token = 0;
-    for (; token + 8 <= p->num_tokens; token += 8) compute(p, bits, 8, token, block);
-    for (; token + 2 <= p->num_tokens; token += 2) compute(p, bits, 2, token, block);
-    for (; token < p->num_tokens; token++) compute(p, bits, 1, token, block);
+INLINE void slab(const product *p, int bits, int64_t token, const int64_t *block) {
+    int64_t end = min64(token + SLAB, p->num_tokens);
+    for (; token + 8 <= end; token += 8) compute(p, bits, 8, token, block);
+    for (; token + 2 <= end; token += 2) compute(p, bits, 2, token, block);
+    for (; token < end; token++) compute(p, bits, 1, token, block);
 }
 
 TARGET void linear_vnni(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     (void)scratch;
-    for (int64_t at = first; at < last; at += 2) {
-        int64_t block[2] = {at, min64(at + 1, last - 1)};
-        if (p->weight.bits == 8)
-            all_tokens(p, 8, block);
-        else
-            all_tokens(p, 2, block);
-    }
+    for (int64_t token = 0; token < p->num_tokens; token += SLAB)
+        for (int64_t at = first; at < last; at += 2) {
+            int64_t block[2] = {at, min64(at + 1, last - 1)};
+            if (p->weight.bits == 2)
+                slab(p, 2, token, block);
+            else
+                slab(p, 4, token, block);
+        }
 }
 #endif
