@@ -24,6 +24,21 @@ _TIMEOUT_S = 120
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
+class WeightStruct(ctypes.Structure):
+    """`weight` in trilith.h."""
+
+    _fields_ = (
+        ("codes", _POINTER),
+        ("levels", _POINTER),
+        ("factor", _POINTER),
+        ("num_out", _LONG),
+        ("num_in", _LONG),
+        ("num_groups", _LONG),
+        ("bits", _LONG),
+        ("offset", _LONG),
+    )
+
+
 class Native(NamedTuple):
     """The loaded library, or what stands in its way."""
 
@@ -120,9 +135,6 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.trilith_supports.argtypes = [_INT]
-    # codes, levels, factor, shape, bits, offset; x, out, tokens, instruction set, threads.
-    library.trilith_linear.argtypes = [
-        *(_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG),
-        *(_POINTER, _POINTER, _LONG, _INT, _LONG),
-    ]
+    weight = ctypes.POINTER(WeightStruct)
+    library.trilith_linear.argtypes = [weight, _POINTER, _POINTER, _LONG, _INT, _LONG]
     return library

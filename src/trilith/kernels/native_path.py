@@ -3,12 +3,14 @@
 Axes: O outputs, I inputs.
 """
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilith.kernels.choice import Isa
-from trilith.kernels.native_build import load_native
+from trilith.kernels.native_build import WeightStruct, load_native
 from trilith.kernels.weight import PackedWeight
 from trilith.quant import numerators_of
 
@@ -66,14 +68,7 @@ class NativeProduct(nn.Module):
         library = load_native().library
         assert library is not None
         failed = library.trilith_linear(
-            self.codes.data_ptr(),
-            self.levels.data_ptr(),
-            self.factor.data_ptr(),
-            self.num_out,
-            self.num_in,
-            self.num_groups,
-            self.bits,
-            self.offset,
+            ctypes.byref(self.as_struct()),
             x.data_ptr(),
             out.data_ptr(),
             num_tokens,
@@ -82,6 +77,19 @@ class NativeProduct(nn.Module):
         )
         if failed:
             raise MemoryError(f"no memory for a product of {num_tokens} tokens")
+
+    def as_struct(self) -> WeightStruct:
+        """Return what the C functions take; it points into the buffers of this module."""
+        return WeightStruct(
+            self.codes.data_ptr(),
+            self.levels.data_ptr(),
+            self.factor.data_ptr(),
+            self.num_out,
+            self.num_in,
+            self.num_groups,
+            self.bits,
+            self.offset,
+        )
 
 
 def fits_native(weight: PackedWeight) -> bool:

@@ -1,4 +1,4 @@
-/* The C ABI: float activations in, float outputs out, for one weight in tiles. */
+/* One product from float activations to float outputs: quantize, multiply, scale; and its ABI. */
 #include "trilith.h"
 
 /* Below this many products per thread, waking a thread costs more than it saves. */
@@ -52,39 +52,54 @@ static int useful_threads(const product *p, int64_t threads) {
 
 static int64_t up_to_line(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
+int reserve(workspace *space, int64_t bytes) {
+    if (bytes <= space->bytes) return 0;
+    free(space->memory);
+    space->bytes = up_to_line(bytes);
+    space->memory = aligned_alloc(64, (size_t)space->bytes);
+    if (!space->memory) space->bytes = 0;
+    return space->memory ? 0 : -1;
+}
+
+int multiply(
+    const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
+    workspace *space) {
+    if (num_tokens == 0 || w->num_out == 0) return 0;
+    product p = {
+        .weight = *w,
+        .num_blocks = ceil_div(w->num_out, BLOCK),
+        .group_tiles = ceil_div(w->num_in / w->num_groups, TILE_IN),
+        .group_steps = ceil_div(w->num_in / w->num_groups, STEP),
+        .num_tokens = num_tokens,
+        .panel_rows = num_tokens == 1 ? 1 : PANEL,
+        .out = out,
+        .isa = how->isa,
+    };
+    int threads = useful_threads(&p, how->threads);
+    int64_t row_bytes = w->num_groups * p.group_steps * STEP;
+    int64_t values_bytes = ceil_div(num_tokens, p.panel_rows) * p.panel_rows * row_bytes;
+    int64_t sums_bytes = up_to_line(num_tokens * w->num_groups * (int64_t)sizeof(int32_t));
+    int64_t scale_bytes = up_to_line(num_tokens * (int64_t)sizeof(float));
+    p.scratch_bytes = how->isa == AMX && num_tokens > 1 ? 2 * BLOCK * row_bytes : 0;
+    int64_t total = values_bytes + sums_bytes + scale_bytes + threads * p.scratch_bytes;
+    if (reserve(space, total)) return -1;
+    p.values = (int8_t *)space->memory;
+    p.sums = (int32_t *)(space->memory + values_bytes);
+    p.scale = (float *)(space->memory + values_bytes + sums_bytes);
+    p.scratch = space->memory + values_bytes + sums_bytes + scale_bytes;
+    run(&p, x, threads);
+    return 0;
+}
+
 int trilith_supports(int isa) { return isa >= 0 && isa < NUM_ISAS && cpu_has(isa); }
 
 /* Multiply x [num_tokens, num_in] with the weight into out [num_tokens, num_out].
  * Returns 0, or -1 if there is no memory. */
 int trilith_linear(
-    const uint8_t *codes, const uint8_t *levels, const float *factor, int64_t num_out,
-    int64_t num_in, int64_t num_groups, int64_t bits, int64_t offset, const float *x, float *out,
-    int64_t num_tokens, int isa, int64_t threads) {
-    product p = {
-        .weight = {codes, levels, factor, num_out, num_in, num_groups, bits, offset},
-        .num_blocks = ceil_div(num_out, BLOCK),
-        .group_tiles = ceil_div(num_in / num_groups, TILE_IN),
-        .group_steps = ceil_div(num_in / num_groups, STEP),
-        .num_tokens = num_tokens,
-        .panel_rows = num_tokens == 1 ? 1 : PANEL,
-        .out = out,
-        .isa = isa,
-    };
-    if (num_tokens == 0 || num_out == 0) return 0;
-    int num_threads = useful_threads(&p, threads);
-    int64_t row_bytes = num_groups * p.group_steps * STEP;
-    int64_t values_bytes = ceil_div(num_tokens, p.panel_rows) * p.panel_rows * row_bytes;
-    int64_t sums_bytes = up_to_line(num_tokens * num_groups * (int64_t)sizeof(int32_t));
-    int64_t scale_bytes = up_to_line(num_tokens * (int64_t)sizeof(float));
-    p.scratch_bytes = isa == AMX && num_tokens > 1 ? 2 * BLOCK * row_bytes : 0;
-    int64_t total = values_bytes + sums_bytes + scale_bytes + num_threads * p.scratch_bytes;
-    uint8_t *memory = aligned_alloc(64, (size_t)total);
-    if (!memory) return -1;
-    p.values = (int8_t *)memory;
-    p.sums = (int32_t *)(memory + values_bytes);
-    p.scale = (float *)(memory + values_bytes + sums_bytes);
-    p.scratch = memory + values_bytes + sums_bytes + scale_bytes;
-    run(&p, x, num_threads);
-    free(memory);
-    return 0;
+    const weight *w, const float *x, float *out, int64_t num_tokens, int isa, int64_t threads) {
+    workspace space = {0};
+    settings how = {isa, threads};
+    int failed = multiply(w, x, out, num_tokens, &how, &space);
+    free(space.memory);
+    return failed;
 }

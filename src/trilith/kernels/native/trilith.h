@@ -21,6 +21,7 @@ enum { BLOCK = 16, TILE_IN = 16, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
 enum { SLAB = 64 };
 enum isa { SCALAR, AVX2, VNNI, AMX, NEON, NUM_ISAS };
 
+/* Keep the fields of weight in step with WeightStruct in native_build.py. */
 typedef struct {
     const uint8_t *codes;
     const uint8_t *levels; /* [16], at most 32 each */
@@ -57,6 +58,24 @@ typedef void chunk_task(void *context, int64_t chunk, int worker);
 void run_chunks(int threads, int64_t count, chunk_task *task, void *context);
 
 int cpu_has(int isa);
+
+typedef struct {
+    int isa;
+    int64_t threads;
+} settings;
+
+typedef struct {
+    uint8_t *memory;
+    int64_t bytes;
+} workspace;
+
+/* Make room for so many bytes; what was there is lost. Returns 0, or -1 without memory. */
+int reserve(workspace *space, int64_t bytes);
+
+/* out [num_tokens, num_out] = int8 of x [num_tokens, num_in] * weight; 0, or -1 without memory. */
+int multiply(
+    const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
+    workspace *space);
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
