@@ -19,7 +19,15 @@ log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
+_FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+)
 _TIMEOUT_S = 120
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -137,4 +145,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.trilith_supports.argtypes = [_INT]
     weight = ctypes.POINTER(WeightStruct)
     library.trilith_linear.argtypes = [weight, _POINTER, _POINTER, _LONG, _INT, _LONG]
+    # model, cache, tokens, logits.
+    library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
     return library
