@@ -36,7 +36,7 @@ def _expected(path: Path, prompt: str, max_new_tokens: int) -> str:
     engine = Engine.load(path)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     config = GenerateConfig(max_new_tokens, (2,), SamplingConfig(0.0, None, None, 1.0, 0))
-    return tokenizer.decode(engine.generate([2, *tokenizer.encode(prompt)], config=config))
+    return tokenizer.decode(engine.generate([1, *tokenizer.encode(prompt)], config=config))
 
 
 @pytest.mark.parametrize("prompt", ["", "def add", "für 木"])
