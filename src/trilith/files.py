@@ -1,8 +1,10 @@
-"""Writing that is whole or absent, hashing, and the JSON files between the stages."""
+"""Writing that is whole or absent, hashing, and the plain files between the stages."""
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,6 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Columns of the curves that a training run writes and the report reads.
+STEP_COLUMNS = (
+    "step",
+    "tokens",
+    "loss_nats",
+    "lr",
+    "grad_norm",
+    "tokens_per_s",
+    "mfu",
+    "zero_share",
+    "flip_rate",
+)
+VALIDATION_COLUMNS = ("step", "tokens", "loss_nats")
+EVENT_COLUMNS = ("step", "kind", "detail")
 
 
 @contextmanager
@@ -47,6 +64,16 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all. NaN and infinity are errors."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Write rows as CSV with a header; a value that a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as partial:
+        partial.write_text(text.getvalue())
 
 
 def read_json(path: Path, *, made_by: str) -> Any:

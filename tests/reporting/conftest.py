@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import write_tree
+from tests.reporting.synthetic import write_tree
 
 from trilith.reporting import ReportFiles, write_report
 

@@ -132,10 +132,12 @@ def _write_pretraining(folder: Path, *, gap: float, seed: int) -> None:
 
 def _write_evolution(folder: Path) -> None:
     phases = (("prime7", 300), ("descend", 300), ("instruct", 300))
-    _write_curves(folder / "evolved", gap=0.03, seed=3, phases=phases)
-    _write_curves(folder / "dense_continued", gap=-0.01, seed=4, phases=(("continue", 900),))
+    _write_curves(folder / "curves" / "evolved", gap=0.03, seed=3, phases=phases)
+    _write_curves(
+        folder / "curves" / "dense_continued", gap=-0.01, seed=4, phases=(("continue", 900),)
+    )
     for name in ("evolved", "dense_continued"):
-        write_rows(folder / name / "events.csv", ("step", "kind", "detail"), [])
+        write_rows(folder / "curves" / name / "events.csv", ("step", "kind", "detail"), [])
     write(folder / "metrics.json", {
         "instructions/train": 1200, "instructions/test": 64, "answers/num_tokens": 88_120,
         "prime7/fit_sqnr_db": 21.4173, "ternary/fit_sqnr_db": 8.219, "teacher": "dense",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from synthetic import STEP_HEADER, write_rows
+from tests.reporting.synthetic import STEP_HEADER, write_rows
 
 from trilith.reporting.curves import latest_pass, read_run, smooth, thin
 

@@ -71,6 +71,19 @@ def test_every_validation_is_that_of_the_model_at_its_step(
     assert float(first["loss_nats"]) != float(last["loss_nats"])
 
 
+def test_the_last_step_is_validated_whatever_the_interval(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    model = toy_model(toy)
+    metrics = fit(model, plan=plan._replace(num_steps=13), config=TRAIN, place=place)
+    validations = rows(place.metrics_dir / "validation.csv")
+    assert [int(row["step"]) for row in validations] == [10, 13]
+    with torch.no_grad():
+        batches = [plan.validation.batch(position) for position in range(2)]
+        losses = [float(next_token_objective(model, batch).nats) for batch in batches]
+    assert metrics["validation/loss_nats"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
 def test_the_recorded_rate_is_the_recipes(toy: ModelConfig, plan: Plan, place: RunPlace) -> None:
     fit(toy_model(toy), plan=plan, config=TRAIN, place=place)
     for row in rows(place.metrics_dir / "steps.csv"):

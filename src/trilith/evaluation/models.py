@@ -106,10 +106,10 @@ def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
 
 def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[str, Any]:
     name = file.path.stem
-    model = build_packed_model(file)
-    quality = score_text(model, reference=reference, held_out=test.held_out, name=name)
+    engine = Engine(build_packed_model(file), file=file)
+    quality = score_text(engine.model, reference=reference, held_out=test.held_out, name=name)
     report = measure(file)
-    speed = measure_speed(model, test.config)
+    speed = measure_speed(engine, test.config)
     provenance = file.manifest.provenance
     return {
         "loss_nats": quality.loss_nats,
@@ -117,7 +117,9 @@ def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[st
         "perplexity_ratio": None,
         "reference": provenance["reference"],
         "bits_per_byte": _bits_per_byte(quality.loss_nats, test.held_out),
-        "answer_loss_nats": score_answers(model, test.answers.tokens, test.answers.answer_mask),
+        "answer_loss_nats": score_answers(
+            engine.model, test.answers.tokens, test.answers.answer_mask
+        ),
         "top1_agreement": quality.top1_agreement,
         "kl_nats": quality.kl_nats,
         "file_bytes": report.file_bytes,

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trilith.kernels.choice import chosen_isa
+from trilith.kernels.native_path import NativeProduct, fits_native
 from trilith.kernels.torch_path import TorchFloatProduct, TorchProduct
 from trilith.kernels.weight import PackedWeight
 from trilith.quant import quantize_activation
@@ -19,14 +21,21 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.num_out, self.num_in = weight.shape
         self.activation_bits = activation_bits
-        self.product = (
-            TorchFloatProduct(weight) if activation_bits is None else TorchProduct(weight)
-        )
+        self.product = _fastest_product(weight, activation_bits)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., I] to [..., O]."""
-        if self.activation_bits is None:
+        if not isinstance(self.product, TorchProduct):
             return self.product(x)
         values, scale = quantize_activation(x)
         return (self.product(values.to(torch.int8)) * scale).to(x.dtype)
+
+
+def _fastest_product(weight: PackedWeight, activation_bits: ActivationBits) -> nn.Module:
+    if activation_bits is None:
+        return TorchFloatProduct(weight)
+    isa = chosen_isa()
+    if isa is None or not fits_native(weight):
+        return TorchProduct(weight)
+    return NativeProduct(weight, isa)

@@ -21,15 +21,24 @@ class KVCache:
 
     def extend(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those of all tokens up to them."""
-        end = self.length + k_BKTC.shape[2]
+        end = self.require_room(k_BKTC.shape[2])
+        self.keys[layer, :, :, self.length : end] = k_BKTC
+        self.values[layer, :, :, self.length : end] = v_BKTC
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def require_room(self, num_new: int) -> int:
+        """Return how many tokens there will be with `num_new` more.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        end = self.length + num_new
         if end > self.capacity:
             raise ValueError(
                 f"the KV cache holds {self.capacity} tokens and {end} are asked for; "
                 "shorten the prompt or the continuation"
             )
-        self.keys[layer, :, :, self.length : end] = k_BKTC
-        self.values[layer, :, :, self.length : end] = v_BKTC
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return end
 
     def advance(self, num_new: int) -> None:
         """Count `num_new` tokens as seen, once all layers have stored them."""

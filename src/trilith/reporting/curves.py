@@ -8,21 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trilith.files import require
+from trilith.files import EVENT_COLUMNS, STEP_COLUMNS, VALIDATION_COLUMNS, require
 
-STEP_COLUMNS = (
-    "step",
-    "tokens",
-    "loss_nats",
-    "lr",
-    "grad_norm",
-    "tokens_per_s",
-    "mfu",
-    "zero_share",
-    "flip_rate",
-)
-VALIDATION_COLUMNS = ("step", "tokens", "loss_nats")
-EVENT_COLUMNS = ("step", "kind", "detail")
 EVENT_KINDS = ("spike", "rollback", "lr_cut", "stop")
 
 Columns = Mapping[str, np.ndarray]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trilith.model import KVCache, ModelConfig, Transformer
 from trilith.packed import PackedFile, build_packed_model, read_packed
+from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
 from trilith.runtime.sampling import Sampler, SamplingConfig
 
 
@@ -37,6 +38,7 @@ class Engine:
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
         self.model = model
         self.file = file
+        self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
 
     @classmethod
     def load(cls, path: Path) -> "Engine":
@@ -76,6 +78,8 @@ class Engine:
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
+        if self.decoder is not None and cache.capacity <= self.config.context:
+            return self.decoder.step(tokens_B, cache=cache)
         return self.model(tokens_B[:, None], cache)[:, 0]
 
     def generate(self, prompt_ids: Sequence[int], *, config: GenerateConfig) -> Iterator[int]:

@@ -1,32 +1,14 @@
 """The curves of a run: one row a step, one a validation, kept through resumes, logged to W&B."""
 
-import csv
-import io
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 
-from trilith.files import replacing
 from trilith.quant import BitLinear
 from trilith.training.module import LanguageModule, ends_step, starts_step
-
-STEP_COLUMNS = (
-    "step",
-    "tokens",
-    "loss_nats",
-    "lr",
-    "grad_norm",
-    "tokens_per_s",
-    "mfu",
-    "zero_share",
-    "flip_rate",
-)
-VALIDATION_COLUMNS = ("step", "tokens", "loss_nats")
-EVENT_COLUMNS = ("step", "kind", "detail")
 
 # Codes are compared with those of this many steps before.
 FLIP_INTERVAL = 10
@@ -136,13 +118,3 @@ def all_codes(module: torch.nn.Module) -> tuple[Tensor | None, float]:
         return None, 0.0
     joined = torch.cat(codes)
     return joined, num_zero / joined.numel()
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Write rows as CSV with a header; a value that a row lacks stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as partial:
-        partial.write_text(text.getvalue())

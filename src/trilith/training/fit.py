@@ -11,15 +11,15 @@ import lightning
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from trilith.model import Transformer, training_flops_per_token
-from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
-from trilith.training.curves import (
+from trilith.files import (
     EVENT_COLUMNS,
     STEP_COLUMNS,
     VALIDATION_COLUMNS,
-    CurveRecorder,
     write_csv,
 )
+from trilith.model import Transformer, training_flops_per_token
+from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
+from trilith.training.curves import CurveRecorder
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
@@ -104,6 +104,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     )
     stability = StabilityCallback(config.stability, alert=_alert(place.wandb_run))
     trainer = _trainer(plan, config, place, [curves, stability])
+    held_out = HeldOutLoader(plan.validation, num_batches=config.validation_batches)
     checkpoint = latest_checkpoint(place.resume_dir)
     if checkpoint is not None:
         log.info("%s: goes on from %s", place.name, checkpoint)
@@ -111,10 +112,12 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         trainer.fit(
             module,
             PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
-            HeldOutLoader(plan.validation, num_batches=config.validation_batches),
+            held_out,
             ckpt_path=checkpoint,
             weights_only=False,
         )
+        if curves.validations[-1]["step"] < plan.num_steps:
+            trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
         raise KeyboardInterrupt from None

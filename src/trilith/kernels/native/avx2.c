@@ -1,0 +1,113 @@
+/* AVX2: maddubs into 16-bit sums, widened to 32 bits before they can overflow. */
+#include "trilith.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2")))
+#define INLINE static inline __attribute__((always_inline, target("avx2")))
+
+enum { MAX_TOKENS = 4 };
+
+/* The 8 outputs of one half of a plane, as unsigned bytes. */
+INLINE __m256i half_plane(
+    const uint8_t *tile, __m256i levels, int bits, int plane, int half) {
+    int per_byte = 8 / bits;
+    tile += 64 * (plane / per_byte) + 32 * half;
+    __m256i packed = _mm256_loadu_si256((const __m256i *)tile);
+    __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
+    __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, plane % per_byte * bits), mask);
+    return bits == 2 ? codes : _mm256_shuffle_epi8(levels, codes);
+}
+
+INLINE __m256i broadcast(const int8_t *values) {
+    int32_t four;
+    memcpy(&four, values, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE void add_tile(
+    const uint8_t *tile, __m256i levels, int bits, const int8_t *values, int tokens,
+    __m256i (*narrow)[2]) {
+    for (int plane = 0; plane < 4; plane++) {
+        __m256i low = half_plane(tile, levels, bits, plane, 0);
+        __m256i high = half_plane(tile, levels, bits, plane, 1);
+        for (int t = 0; t < tokens; t++) {
+            __m256i x = broadcast(values + t * STEP + 4 * plane);
+            narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(low, x));
+            narrow[t][1] = _mm256_add_epi16(narrow[t][1], _mm256_maddubs_epi16(high, x));
+        }
+    }
+}
+
+/* Add the sums of one group to the totals of `tokens` tokens x 16 outputs. */
+INLINE void add_group(
+    const product *p, int bits, int tokens, int64_t block, int64_t group, int64_t token,
+    __m256 (*total)[2]) {
+    /* A level is at most 2 (2 bits) or 32 (4 bits), a value 127, and 16 bits end at 32767. */
+    int64_t run = bits == 2 ? 16 : 1;
+    const __m128i *table = (const __m128i *)p->weight.levels;
+    __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+    const uint8_t *tile = tiles_of(p, block, group);
+    const int8_t *values = values_of(p, token, group);
+    __m256i wide[MAX_TOKENS][2];
+    for (int t = 0; t < tokens; t++) wide[t][0] = wide[t][1] = _mm256_setzero_si256();
+    for (int64_t start = 0; start < p->group_tiles; start += run) {
+        __m256i narrow[MAX_TOKENS][2];
+        for (int t = 0; t < tokens; t++) narrow[t][0] = narrow[t][1] = _mm256_setzero_si256();
+        int64_t stop = min64(start + run, p->group_tiles);
+        for (int64_t i = start; i < stop; i++, tile += BLOCK * TILE_IN / 8 * bits) {
+            _mm_prefetch((const char *)(tile + 1024), _MM_HINT_T0);
+            const int8_t *step = values + i / 4 * step_bytes(p);
+            add_tile(tile, levels, bits, step + i % 4 * TILE_IN, tokens, narrow);
+        }
+        for (int t = 0; t < tokens; t++)
+            for (int h = 0; h < 2; h++) {
+                __m256i pairs = _mm256_madd_epi16(narrow[t][h], _mm256_set1_epi16(1));
+                wide[t][h] = _mm256_add_epi32(wide[t][h], pairs);
+            }
+    }
+    const float *factor = p->weight.factor + (group * p->num_blocks + block) * BLOCK;
+    for (int t = 0; t < tokens; t++) {
+        __m256i shift = _mm256_set1_epi32(p->sums[(token + t) * p->weight.num_groups + group]);
+        for (int h = 0; h < 2; h++) {
+            __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide[t][h], shift));
+            __m256 scaled = _mm256_mul_ps(sum, _mm256_loadu_ps(factor + 8 * h));
+            total[t][h] = _mm256_add_ps(total[t][h], scaled);
+        }
+    }
+}
+
+INLINE void compute(const product *p, int bits, int tokens, int64_t block, int64_t token) {
+    __m256 total[MAX_TOKENS][2];
+    for (int t = 0; t < tokens; t++) total[t][0] = total[t][1] = _mm256_setzero_ps();
+    for (int64_t group = 0; group < p->weight.num_groups; group++)
+        add_group(p, bits, tokens, block, group, token, total);
+    int64_t width = min64(BLOCK, p->weight.num_out - block * BLOCK);
+    for (int t = 0; t < tokens; t++) {
+        __m256 scale = _mm256_set1_ps(p->scale[token + t]);
+        float row[BLOCK];
+        _mm256_storeu_ps(row, _mm256_mul_ps(total[t][0], scale));
+        _mm256_storeu_ps(row + 8, _mm256_mul_ps(total[t][1], scale));
+        float *out = p->out + (token + t) * p->weight.num_out + block * BLOCK;
+        memcpy(out, row, (size_t)width * sizeof *out);
+    }
+}
+
+INLINE void slab(const product *p, int bits, int64_t block, int64_t token) {
+    int64_t end = min64(token + SLAB, p->num_tokens);
+    for (; token + 4 <= end; token += 4) compute(p, bits, 4, block, token);
+    for (; token < end; token++) compute(p, bits, 1, block, token);
+}
+
+TARGET void linear_avx2(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
+    (void)scratch;
+    for (int64_t token = 0; token < p->num_tokens; token += SLAB)
+        for (int64_t block = first; block < last; block++) {
+            if (p->weight.bits == 2)
+                slab(p, 2, block, token);
+            else
+                slab(p, 4, block, token);
+        }
+}
+#endif

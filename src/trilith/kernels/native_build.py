@@ -1,0 +1,150 @@
+"""The native library: compiled on first use, kept in the user's cache, loaded with ctypes.
+
+No part of CPython's ABI is used, so one build serves every Python on the machine.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+_SOURCES = Path(__file__).parent / "native"
+# Contracted to fused multiply-adds, products would lose the bits of the torch path.
+_FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+)
+_TIMEOUT_S = 120
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class WeightStruct(ctypes.Structure):
+    """`weight` in trilith.h."""
+
+    _fields_ = (
+        ("codes", _POINTER),
+        ("levels", _POINTER),
+        ("factor", _POINTER),
+        ("num_out", _LONG),
+        ("num_in", _LONG),
+        ("num_groups", _LONG),
+        ("bits", _LONG),
+        ("offset", _LONG),
+    )
+
+
+class Native(NamedTuple):
+    """The loaded library, or what stands in its way."""
+
+    library: ctypes.CDLL | None
+    problem: str
+
+
+@cache
+def load_native() -> Native:
+    """Load the library, compiling it if this machine has not done so; asked once a process."""
+    try:
+        return Native(_declare(_open(library_path())), "")
+    except (OSError, RuntimeError) as error:
+        return Native(None, str(error))
+
+
+def library_path() -> Path:
+    """Return where the library for these sources and this compiler lies; compile it if needed.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it fails.
+        OSError: the cache folder cannot be written.
+    """
+    compiler = find_compiler()
+    version = _run([compiler, "--version"])
+    sources = sorted(_SOURCES.glob("*.[ch]"))
+    content = [path.name.encode() + b"\0" + path.read_bytes() for path in sources]
+    about = [compiler, version, platform.machine(), *_FLAGS]
+    key = hashlib.sha256(b"\0".join([*content, *(word.encode() for word in about)])).hexdigest()
+    path = _cache_folder() / f"kernels-{key[:24]}.so"
+    if not path.is_file():
+        _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], to=path)
+    return path
+
+
+def find_compiler() -> str:
+    """Return the C compiler: the program named by $CC, else cc, gcc or clang.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    named = os.environ.get("CC")
+    for name in (named,) if named else ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return found
+    raise RuntimeError(f"no C compiler ({named or 'cc, gcc or clang'}) is on the path")
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "trilith"
+    # What lies here is run: nobody else may write to it.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _compile(compiler: str, sources: list[str], *, to: Path) -> None:
+    """Compile beside the goal and rename, so that others see a whole library or none."""
+    handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
+    os.close(handle)
+    try:
+        command = [compiler, *_FLAGS, "-o", beside, *sources]
+        try:
+            _run([*command, "-DHAVE_AMX"])
+        except RuntimeError:
+            # Compilers of before 2021 do not know AMX.
+            _run(command)
+        Path(beside).replace(to)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    log.info("compiled the native kernels with %s: %s", compiler, to)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{command[0]} took more than {_TIMEOUT_S} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        first = next((line for line in lines if "error" in line), lines[-1])
+        raise RuntimeError(f"{command[0]} failed with status {done.returncode}: {first}")
+    return done.stdout
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        # A library cut short by a full disk or a copied cache: build it once more.
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(library_path()))
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.trilith_supports.argtypes = [_INT]
+    weight = ctypes.POINTER(WeightStruct)
+    library.trilith_linear.argtypes = [weight, _POINTER, _POINTER, _LONG, _INT, _LONG]
+    # model, cache, tokens, logits.
+    library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
+    return library

@@ -1,0 +1,66 @@
+"""The ABI of the native decoding step: the structs of decode.h.
+
+What they point to must outlive them; `runtime.NativeDecoder` fills them and keeps it alive.
+"""
+
+import ctypes
+
+from trilith.kernels.native_build import WeightStruct
+
+MLP_KINDS = ("swiglu", "relu2", "gated_relu2")
+ROW_KINDS = ("float32", "bfloat16", "int8")
+
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
+
+
+class LayerStruct(ctypes.Structure):
+    """`layer`: norms that the model lacks are None."""
+
+    _fields_ = (
+        ("attention_norm", _POINTER),
+        ("q_norm", _POINTER),
+        ("k_norm", _POINTER),
+        ("attention_sub_norm", _POINTER),
+        ("mlp_norm", _POINTER),
+        ("mlp_sub_norm", _POINTER),
+        ("qkv", WeightStruct),
+        ("out", WeightStruct),
+        ("up", WeightStruct),
+        ("down", WeightStruct),
+    )
+
+
+class ModelStruct(ctypes.Structure):
+    """`model`."""
+
+    _fields_ = (
+        ("num_layers", _LONG),
+        ("width", _LONG),
+        ("num_heads", _LONG),
+        ("num_kv_heads", _LONG),
+        ("head_width", _LONG),
+        ("mlp_width", _LONG),
+        ("vocab_size", _LONG),
+        ("mlp_kind", _LONG),
+        ("head_kind", _LONG),
+        ("norm_eps", ctypes.c_float),
+        ("layers", ctypes.POINTER(LayerStruct)),
+        ("embedding", _POINTER),
+        ("norm", _POINTER),
+        ("head", _POINTER),
+        ("head_scale", _POINTER),
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+    )
+
+
+class CacheStruct(ctypes.Structure):
+    """`cache`."""
+
+    _fields_ = (
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("batch", _LONG),
+        ("capacity", _LONG),
+        ("length", _LONG),
+    )
