@@ -88,9 +88,10 @@ def test_an_output_below_a_file_is_refused(finished_chain: Path, run_stage: RunS
     assert "give another place" in text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_output_folder_is_refused(chain: Path, run_stage: RunStage) -> None:
     (chain / "data").chmod(0o555)
+    if os.access(chain / "data", os.W_OK):
+        pytest.skip("this user, root perhaps, may write everywhere")
     try:
         text = refused(run_stage, chain, "curate", *places("data/corpus"))
     finally:

@@ -8,17 +8,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grimp
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from tests.pipelines.sources import (
+    ROOT,
+    files_beside,
+    imported_files,
+    pipeline_files,
+    says_nothing,
+)
 
 import schema
 
-ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-CONFIG_FILE = "reports/config.yaml"
 
 # What a group's file leaves to the user.
 _NEEDED = {
@@ -56,7 +60,7 @@ def load_stages() -> Iterator[Stage]:
 def _stage(name: str, entry: dict[str, Any]) -> Stage:
     params: list[str] = []
     for param in entry.get("params", []):
-        params += param[CONFIG_FILE] if isinstance(param, dict) else []
+        params += param["reports/config.yaml"] if isinstance(param, dict) else []
     outs = [
         next(iter(out)) if isinstance(out, dict) else out
         for key in ("outs", "metrics", "plots")
@@ -72,8 +76,9 @@ each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.na
 @each_stage
 def test_every_imported_file_is_a_dependency(stage: Stage) -> None:
     imported = imported_files(stage.script)
-    speaking = {path for path in imported if not _says_nothing(ROOT / path)}
-    missing = sorted(path for path in speaking if not _covered(path, stage.deps))
+    speaking = {path for path in imported if not says_nothing(ROOT / path)}
+    needed = speaking | files_beside(imported)
+    missing = sorted(path for path in needed if not _covered(path, stage.deps))
     assert not missing, f"stage {stage.name} imports {missing}; name them in its deps"
 
 
@@ -89,8 +94,6 @@ def test_every_dependency_on_code_is_imported(stage: Stage) -> None:
 
 @each_stage
 def test_every_section_that_a_stage_reads_is_a_parameter(stage: Stage) -> None:
-    if stage.name == "configure":
-        return
     read = {key for path in pipeline_files(stage.script) for key in sections_read(path)}
     given = {word.split("=")[0] for word in stage.cmd.split() if "=" in word}
     missing = {key for key in read - given if not any(_nested(key, p) for p in stage.params)}
@@ -151,39 +154,6 @@ def composed(*choices: str) -> DictConfig:
         return compose("config", overrides=[*kept, *choices, *places])
 
 
-def imported_files(script: Path) -> set[str]:
-    """Sources that running a script executes, the packages' __init__ files among them."""
-    graph = package()
-    files = pipeline_files(script)
-    modules: set[str] = set()
-    found = {name for path in files for name in imported_names(path)}
-    while found:
-        modules |= found
-        imports = {name for each in found for name in graph.find_modules_directly_imported_by(each)}
-        found = {parent for name in imports | found for parent in _lineage(name)} - modules
-    sources = {_source_of(module) for module in modules}
-    return {path.relative_to(ROOT).as_posix() for path in files | sources}
-
-
-def pipeline_files(script: Path) -> set[Path]:
-    """A script and the scripts beside it that it imports."""
-    files: set[Path] = set()
-    found = {script}
-    while found:
-        files |= found
-        names = {name for path in found for name in _imports(path)}
-        found = {ROOT / "pipelines" / f"{name}.py" for name in names}
-        found = {path for path in found if path.exists()} - files
-    return files
-
-
-def imported_names(path: Path) -> set[str]:
-    """Modules of trilith that a file imports, with the packages they lie in."""
-    return {
-        parent for name in _imports(path) if name in package().modules for parent in _lineage(name)
-    }
-
-
 def sections_read(path: Path) -> Iterator[str]:
     """Keys of the configuration that a script asks its stage for."""
     if path.name == "stage.py":
@@ -211,38 +181,6 @@ def _keys_of_config(node: ast.expr) -> list[str]:
             keys = _keys_of_config(inside)
             return [*keys, key] if keys else []
     return []
-
-
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@cache
-def package() -> grimp.ImportGraph:
-    """Who imports whom in trilith."""
-    return grimp.build_graph("trilith", cache_dir=None)
-
-
-def _lineage(module: str) -> list[str]:
-    parts = module.split(".")
-    return [".".join(parts[: length + 1]) for length in range(len(parts))]
-
-
-def _source_of(module: str) -> Path:
-    path = ROOT / "src" / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _says_nothing(path: Path) -> bool:
-    """True for a docstring and a version: no change of it changes what a stage writes."""
-    nothing = (ast.Expr, ast.Assign)
-    body = ast.parse(path.read_text()).body
-    return all(isinstance(n, nothing) and isinstance(n.value, ast.Constant) for n in body)
 
 
 def _covered(path: str, deps: list[str]) -> bool:
