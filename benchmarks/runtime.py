@@ -2,7 +2,8 @@
 
     python benchmarks/runtime.py data/packed/dense.safetensors data/packed/ternary.safetensors
 
-Batch 1. Prints a table of medians, with the first file as the yardstick.
+Batch 1, with the kernels that TRILITH_KERNELS chooses. Prints a table of medians, with the first
+file as the yardstick.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from statistics import median
 
 from trilith.evaluation import EvaluateConfig, measure_speed
 from trilith.hardware import device_name, prepare_cpu
-from trilith.packed import load_model
+from trilith.runtime import Engine
 
 
 def main() -> None:
@@ -35,11 +36,11 @@ def main() -> None:
         sample_temperature=0.0,
         prompts=[],
     )
-    models = {path.stem: load_model(path) for path in options.files}
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    engines = {path.stem: Engine.load(path) for path in options.files}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for _ in range(options.repeats):
-        for name, model in models.items():
-            samples[name].append(measure_speed(model, once))
+        for name, engine in engines.items():
+            samples[name].append(measure_speed(engine, once))
     print(f"{'model':<28}{'prefill tokens/s':>18}{'decode tokens/s':>17}{'x first':>9}")
     rows = []
     for path in options.files:

@@ -102,7 +102,7 @@ def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[st
     model = build_packed_model(file)
     quality = score_text(model, reference=reference, held_out=test.held_out, name=name)
     report = measure(file)
-    speed = measure_speed(model, test.config)
+    speed = measure_speed(Engine(model, file=file), test.config)
     provenance = file.manifest.provenance
     log.info("%s: %.3f nats, %d bytes", name, quality.loss_nats, report.file_bytes)
     return {
