@@ -2,7 +2,8 @@
 
     python benchmarks/runtime.py data/packed/dense.safetensors data/packed/ternary.safetensors
 
-Batch 1. Prints a table of medians, with the first file as the yardstick.
+Batch 1, with the kernels that TRILITH_KERNELS chooses. Prints a table of medians, with the first
+file as the yardstick.
 """
 
 import argparse

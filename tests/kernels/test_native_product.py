@@ -85,9 +85,9 @@ def test_all_outputs_are_written_and_nothing_beside_them(isa: Isa, num_tokens: i
 @pytest.mark.parametrize("grid", list(GRIDS))
 @pytest.mark.parametrize("num_tokens", [1, 40])
 def test_the_number_of_threads_changes_no_bit(isa: Isa, grid: str, num_tokens: int) -> None:
-    weight = _weight(grid, (1030, 1024, 4), 1030)
+    weight = _weight(grid, (1030, 2048, 4), 1030)
     product = NativeProduct(weight, isa)
-    x = torch.randn(num_tokens, 1024)
+    x = torch.randn(num_tokens, 2048)
     found = []
     for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
@@ -97,9 +97,9 @@ def test_the_number_of_threads_changes_no_bit(isa: Isa, grid: str, num_tokens: i
 
 
 def test_callers_in_several_threads_do_not_disturb_each_other(isa: Isa) -> None:
-    weight = _weight("ternary", (256, 512, 1), 1)
+    weight = _weight("ternary", (512, 1024, 1), 1)
     product = NativeProduct(weight, isa)
-    inputs = [torch.randn(1 + i % 20, 512) for i in range(100)]
+    inputs = [torch.randn(2 + i % 20, 1024) for i in range(100)]
     expected = [product(x) for x in inputs]
     torch.set_num_threads(2)
     with ThreadPoolExecutor(4) as pool:
@@ -111,8 +111,8 @@ def test_callers_in_several_threads_do_not_disturb_each_other(isa: Isa) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_computes_too(isa: Isa) -> None:
     torch.set_num_threads(2)
-    product = NativeProduct(_weight("ternary", (2048, 512, 1), 1), isa)
-    x = torch.randn(1, 512)
+    product = NativeProduct(_weight("ternary", (2048, 1024, 1), 1), isa)
+    x = torch.randn(1, 1024)
     expected = product(x).numpy().tobytes()
     child = os.fork()
     if child == 0:

@@ -1,7 +1,10 @@
 /* One token of each sequence through the whole model: no Python between the products. */
 #include "decode.h"
 
-enum { HEAD_CHUNK_ROWS = 256, MIN_SEEN_PER_THREAD = 64 };
+enum { HEAD_CHUNK_ROWS = 64 };
+/* Float products that are worth another thread. */
+#define MIN_PRODUCTS_PER_THREAD (1 << 17)
+
 
 typedef struct {
     const model *m;
@@ -31,6 +34,10 @@ static void norm_rows(const step *s, const float *x, const float *norm, int64_t 
 
 static int apply(step *s, const weight *w, const float *x, float *out) {
     return multiply(w, x, out, s->cache->batch, &s->how, &s->space);
+}
+
+static int useful_threads(const step *s, int64_t products) {
+    return (int)min64(s->how.threads, 1 + products / MIN_PRODUCTS_PER_THREAD);
 }
 
 static void prepare_head(const step *s, float *head, const float *norm) {
@@ -69,9 +76,8 @@ static int attention(step *s, const layer *l) {
     const model *m = s->m;
     norm_rows(s, s->x, l->attention_norm, m->width);
     if (apply(s, &l->qkv, s->normed, s->wide)) return -1;
-    int64_t useful = 1 + s->cache->length / MIN_SEEN_PER_THREAD;
-    int threads = (int)min64(s->how.threads, useful);
-    run_chunks(threads, s->cache->batch * m->num_kv_heads, attend_chunk, s);
+    int64_t products = 2 * (s->cache->length + 1) * m->width * s->cache->batch;
+    run_chunks(useful_threads(s, products), s->cache->batch * m->num_kv_heads, attend_chunk, s);
     if (l->attention_sub_norm) norm_rows(s, s->normed, l->attention_sub_norm, m->width);
     if (apply(s, &l->out, s->normed, s->wide)) return -1;
     s->ops->add(s->x, s->wide, s->cache->batch * m->width);
@@ -109,7 +115,8 @@ static int all_layers(step *s) {
         if (attention(s, l) || mlp(s, l)) return -1;
     }
     norm_rows(s, s->x, m->norm, m->width);
-    run_chunks((int)s->how.threads, ceil_div(m->vocab_size, HEAD_CHUNK_ROWS), head_chunk, s);
+    int threads = useful_threads(s, m->vocab_size * m->width * s->cache->batch);
+    run_chunks(threads, ceil_div(m->vocab_size, HEAD_CHUNK_ROWS), head_chunk, s);
     return 0;
 }
 

@@ -2,7 +2,7 @@
 #include "trilith.h"
 
 /* Below this many products per thread, waking a thread costs more than it saves. */
-#define MIN_PRODUCTS_PER_THREAD (1 << 17)
+#define MIN_PRODUCTS_PER_THREAD (1 << 19)
 enum { CHUNKS_PER_THREAD = 4 };
 
 #ifdef __x86_64__
