@@ -20,13 +20,8 @@ log = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
 _FLAGS = (
-    "-O3",
-    "-std=gnu11",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-ffp-contract=off",
-    "-fno-math-errno",
+    *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 _TIMEOUT_S = 120
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
