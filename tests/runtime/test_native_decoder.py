@@ -146,3 +146,12 @@ def test_the_torch_path_and_float_activations_decode_without_it(tmp_path: Path) 
     assert _load(path, "torch").decoder is None
     floats = KINDS["swiglu"]._replace(quant=QuantConfig("ternary", "absmean", "tensor", None, None))
     assert _load(_pack(tmp_path, floats), "scalar").decoder is None
+
+
+def test_a_model_converted_later_does_not_pull_the_weights_away(tmp_path: Path) -> None:
+    path = _pack(tmp_path, KINDS["swiglu"])
+    tokens_BT = torch.randint(0, 37, (1, 20), generator=torch.Generator().manual_seed(1))
+    expected = _decode(_load(path, "auto"), tokens_BT, num_prompt=0)
+    engine = _load(path, "auto")
+    engine.model.double()
+    assert torch.equal(_decode(engine, tokens_BT, num_prompt=0), expected)

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,13 +21,8 @@ log = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
 _FLAGS = (
-    "-O3",
-    "-std=gnu11",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-ffp-contract=off",
-    "-fno-math-errno",
+    *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 _TIMEOUT_S = 120
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -71,10 +67,10 @@ def library_path() -> Path:
         OSError: the cache folder cannot be written.
     """
     compiler = find_compiler()
-    version = _run([compiler, "--version"])
+    version = _run([*compiler, "--version"])
     sources = sorted(_SOURCES.glob("*.[ch]"))
     content = [path.name.encode() + b"\0" + path.read_bytes() for path in sources]
-    about = [compiler, version, platform.machine(), *_FLAGS]
+    about = [*compiler, version, platform.machine(), *_FLAGS]
     key = hashlib.sha256(b"\0".join([*content, *(word.encode() for word in about)])).hexdigest()
     path = _cache_folder() / f"kernels-{key[:24]}.so"
     if not path.is_file():
@@ -82,17 +78,19 @@ def library_path() -> Path:
     return path
 
 
-def find_compiler() -> str:
-    """Return the C compiler: the program named by $CC, else cc, gcc or clang.
+def find_compiler() -> list[str]:
+    """Return the command of the C compiler: $CC with its options, else cc, gcc or clang.
 
     Raises:
         RuntimeError: there is none.
     """
-    named = os.environ.get("CC")
-    for name in (named,) if named else ("cc", "gcc", "clang"):
-        if found := shutil.which(name):
-            return found
-    raise RuntimeError(f"no C compiler ({named or 'cc, gcc or clang'}) is on the path")
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in (named,) if named else (["cc"], ["gcc"], ["clang"]):
+        if found := shutil.which(command[0]):
+            return [found, *command[1:]]
+    raise RuntimeError(
+        f"no C compiler ({named[0] if named else 'cc, gcc or clang'}) is on the path"
+    )
 
 
 def _cache_folder() -> Path:
@@ -103,12 +101,12 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _compile(compiler: str, sources: list[str], *, to: Path) -> None:
+def _compile(compiler: list[str], sources: list[str], *, to: Path) -> None:
     """Compile beside the goal and rename, so that others see a whole library or none."""
     handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
     os.close(handle)
     try:
-        command = [compiler, *_FLAGS, "-o", beside, *sources]
+        command = [*compiler, *_FLAGS, "-o", beside, *sources]
         try:
             _run([*command, "-DHAVE_AMX"])
         except RuntimeError:
@@ -117,7 +115,7 @@ def _compile(compiler: str, sources: list[str], *, to: Path) -> None:
         Path(beside).replace(to)
     finally:
         Path(beside).unlink(missing_ok=True)
-    log.info("compiled the native kernels with %s: %s", compiler, to)
+    log.info("compiled the native kernels with %s: %s", compiler[0], to)
 
 
 def _run(command: list[str]) -> str:

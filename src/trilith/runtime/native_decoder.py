@@ -32,6 +32,8 @@ class NativeDecoder:
 
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
         self._model = model
+        # The structs point into these; a model that is converted later lets go of them.
+        self._kept = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
         self._head = _stored_head(file)
         self._rope = rope_tables(
             torch.arange(model.config.context), model.config.head_width, model.config.rope_theta

@@ -19,8 +19,7 @@ typedef struct {
 
 static const float_ops *ops_of(int isa) {
 #ifdef __x86_64__
-    if (isa == VNNI || isa == AMX) return &float_ops_avx512;
-    if (isa == AVX2) return &float_ops_avx2;
+    if (isa != SCALAR) return &float_ops_avx2;
 #endif
     (void)isa;
     return &float_ops_portable;

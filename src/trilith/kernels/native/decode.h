@@ -47,6 +47,6 @@ typedef struct {
     void (*head_rows)(const model *m, const float *x, int64_t first, int64_t last, float *out);
 } float_ops;
 
-extern const float_ops float_ops_portable, float_ops_avx2, float_ops_avx512;
+extern const float_ops float_ops_portable, float_ops_avx2;
 
 #endif

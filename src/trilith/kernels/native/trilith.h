@@ -19,7 +19,7 @@
 enum { BLOCK = 16, TILE_IN = 16, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
 /* Tokens for which all blocks run before the next tokens: their activations stay in the cache. */
 enum { SLAB = 64 };
-enum isa { SCALAR, AVX2, VNNI, AMX, NEON, NUM_ISAS };
+enum isa { SCALAR, AVX2, VNNI, AMX, NUM_ISAS };
 
 /* Keep the fields of weight in step with WeightStruct in native_build.py. */
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
 
 /* Compute the outputs of blocks first .. last - 1 for all tokens. */
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
-kernel linear_scalar, linear_avx2, linear_vnni, linear_amx, linear_neon;
+kernel linear_scalar, linear_avx2, linear_vnni, linear_amx;
 
 /* Quantize tokens first .. last - 1 of x [num_tokens, num_in] into values, sums and scale. */
 typedef void quantizer(const product *p, const float *x, int64_t first, int64_t last);

@@ -1,0 +1,176 @@
+/* The float parts of a decoding step: one body in generic vectors, included per instruction set.
+ *
+ * Who includes it defines FLOAT_OPS, the name of the table; TARGET, the attribute of its functions;
+ * and FROM_INT8(p), FROM_BF16(p), which load LANES values from p as floats. All give the same bits. */
+#include "decode.h"
+
+#include <math.h>
+
+enum { LANES = 8 };
+typedef float floats __attribute__((vector_size(4 * LANES)));
+
+#define INLINE TARGET static inline __attribute__((always_inline))
+
+/* Macros, since functions that take such vectors have another ABI per instruction set. */
+#define LOAD(from) \
+    ({ \
+        floats loaded_; \
+        memcpy(&loaded_, from, sizeof loaded_); \
+        loaded_; \
+    })
+
+#define SUM(vector, into) \
+    do { \
+        floats summed_ = vector; \
+        for (int half_ = LANES / 2; half_; half_ /= 2) \
+            for (int lane_ = 0; lane_ < half_; lane_++) summed_[lane_] += summed_[lane_ + half_]; \
+        into = summed_[0]; \
+    } while (0)
+
+/* Dot product of float x with a row; `load` makes floats of LANES of its numbers, `one` of one. */
+#define DOT(x, row, count, load, one, into) \
+    do { \
+        floats a_ = {0}, b_ = {0}, c_ = {0}, d_ = {0}; \
+        int64_t i_ = 0; \
+        for (; i_ + 4 * LANES <= count; i_ += 4 * LANES) { \
+            a_ += LOAD(x + i_) * load(row + i_); \
+            b_ += LOAD(x + i_ + LANES) * load(row + i_ + LANES); \
+            c_ += LOAD(x + i_ + 2 * LANES) * load(row + i_ + 2 * LANES); \
+            d_ += LOAD(x + i_ + 3 * LANES) * load(row + i_ + 3 * LANES); \
+        } \
+        for (; i_ + LANES <= count; i_ += LANES) a_ += LOAD(x + i_) * load(row + i_); \
+        SUM((a_ + b_) + (c_ + d_), into); \
+        for (; i_ < count; i_++) into += x[i_] * one(row[i_]); \
+    } while (0)
+
+INLINE float bf16_to_float(uint16_t half) {
+    uint32_t word = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+/* exp within 2 ulp, in a form that compilers vectorize (Cephes expf). */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = x * 1.44269504f + 12582912.0f - 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    uint32_t word = (uint32_t)((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &word, sizeof power);
+    return p * power;
+}
+
+TARGET static void rms_norm(const float *x, const float *norm, int64_t width, float eps, float *out) {
+    float squares;
+    DOT(x, x, width, LOAD, , squares);
+    float inv_rms = 1.0f / sqrtf(squares / (float)width + eps);
+    for (int64_t i = 0; i < width; i++) out[i] = x[i] * inv_rms * norm[i];
+}
+
+TARGET static void rotate(float *x, const float *cos, const float *sin, int64_t width) {
+    float *second = x + width / 2;
+    for (int64_t i = 0; i < width / 2; i++) {
+        float left = x[i], right = second[i];
+        x[i] = left * cos[i] - right * sin[i];
+        second[i] = right * cos[i + width / 2] + left * sin[i + width / 2];
+    }
+}
+
+/* out = sum of shares[s] * values[s], in registers for 4 * LANES features at a time. */
+INLINE void mix(
+    const float *shares, const float *values, int64_t num_seen, int64_t width, float *out) {
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        floats a = {0}, b = {0}, c = {0}, d = {0};
+        for (int64_t s = 0; s < num_seen; s++) {
+            const float *row = values + s * width + i;
+            a += shares[s] * LOAD(row);
+            b += shares[s] * LOAD(row + LANES);
+            c += shares[s] * LOAD(row + 2 * LANES);
+            d += shares[s] * LOAD(row + 3 * LANES);
+        }
+        memcpy(out + i, &a, sizeof a);
+        memcpy(out + i + LANES, &b, sizeof b);
+        memcpy(out + i + 2 * LANES, &c, sizeof c);
+        memcpy(out + i + 3 * LANES, &d, sizeof d);
+    }
+    for (; i < width; i++) {
+        out[i] = 0.0f;
+        for (int64_t s = 0; s < num_seen; s++) out[i] += shares[s] * values[s * width + i];
+    }
+}
+
+TARGET static void attend(
+    const float *q, const float *keys, const float *values, int64_t num_seen, int64_t width,
+    float *scores, float *out) {
+    float scale = 1.0f / sqrtf((float)width), largest = -INFINITY, total;
+    floats sums = {0};
+    int64_t done = 0;
+    for (int64_t s = 0; s < num_seen; s++) {
+        const float *key = keys + s * width;
+        float score;
+        DOT(q, key, width, LOAD, , score);
+        scores[s] = score * scale;
+        largest = scores[s] > largest ? scores[s] : largest;
+    }
+    for (int64_t s = 0; s < num_seen; s++) scores[s] = exponential(scores[s] - largest);
+    for (; done + LANES <= num_seen; done += LANES) sums += LOAD(scores + done);
+    SUM(sums, total);
+    for (; done < num_seen; done++) total += scores[done];
+    for (int64_t s = 0; s < num_seen; s++) scores[s] /= total;
+    mix(scores, values, num_seen, width, out);
+}
+
+INLINE void activate_kind(int64_t kind, const float *hidden, int64_t width, float *out) {
+    const float *value = hidden + width;
+    for (int64_t i = 0; i < width; i++) {
+        float gate = hidden[i], kept = gate > 0.0f ? gate : 0.0f;
+        if (kind == SWIGLU)
+            out[i] = gate / (1.0f + exponential(-gate)) * value[i];
+        else if (kind == GATED_RELU2)
+            out[i] = kept * kept * value[i];
+        else
+            out[i] = kept * kept;
+    }
+}
+
+TARGET static void add(float *x, const float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i++) x[i] += y[i];
+}
+
+TARGET static void head_rows(const model *m, const float *x, int64_t first, int64_t last, float *out) {
+    int64_t width = m->width;
+    for (int64_t at = first; at < last; at++) {
+        if (m->head_kind == ROWS_INT8) {
+            const int8_t *row = (const int8_t *)m->head + at * width;
+            DOT(x, row, width, FROM_INT8, (float), out[at]);
+            out[at] *= m->head_scale[at];
+        } else if (m->head_kind == ROWS_BF16) {
+            const uint16_t *row = (const uint16_t *)m->head + at * width;
+            DOT(x, row, width, FROM_BF16, bf16_to_float, out[at]);
+        } else {
+            const float *row = (const float *)m->head + at * width;
+            DOT(x, row, width, LOAD, , out[at]);
+        }
+    }
+}
+
+TARGET static void activate(int64_t kind, const float *hidden, int64_t width, float *out) {
+    if (kind == SWIGLU)
+        activate_kind(SWIGLU, hidden, width, out);
+    else if (kind == GATED_RELU2)
+        activate_kind(GATED_RELU2, hidden, width, out);
+    else
+        activate_kind(RELU2, hidden, width, out);
+}
+
+const float_ops FLOAT_OPS = {rms_norm, rotate, attend, activate, add, head_rows};
