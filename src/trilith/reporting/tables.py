@@ -155,7 +155,8 @@ def size_table(models: Models, *, run: Mapping[str, Any]) -> Table:
         columns=(Column("Model", "text"), *(Column(header) for header in headers)),
         rows=rows,
         note="MB is 10⁶ bytes; bits per weight count the scales. "
-        f"Speed: {setting or ABSENT}; models on a grid run native kernels where there are any, dense ones run torch.",
+        f"Speed: {setting or ABSENT}; models on a grid run native kernels where there are any, "
+        "dense ones run torch.",
     )
 
 
