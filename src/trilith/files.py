@@ -27,6 +27,8 @@ STEP_COLUMNS = (
 )
 VALIDATION_COLUMNS = ("step", "tokens", "loss_nats")
 EVENT_COLUMNS = ("step", "kind", "detail")
+# `flip_rate` compares codes with those of this many optimizer steps before.
+FLIP_INTERVAL = 10
 
 
 @contextmanager

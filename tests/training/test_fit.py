@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
-from trilith.quant import BitLinear
+from trilith.quant import BitLinear, QuantConfig, fit_scale
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import Loss, next_token_objective
@@ -146,3 +146,24 @@ def test_a_dense_phase_is_dense_to_the_bit_and_ends_on_the_grid(
     assert losses["dense"][:10] == losses["ternary"][:10]
     assert all(a != b for a, b in zip(losses["dense"][10:], losses["ternary"][10:], strict=True))
     assert not any(layer.is_dense for layer in model.modules() if isinstance(layer, BitLinear))
+
+
+def test_scales_are_fitted_anew_when_a_dense_phase_ends(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    fitted = QuantConfig("ternary", "least_squares", "row", None, 8)
+    model = toy_model(toy, fitted)
+    layer = model.blocks[0].mlp.up
+    seen: list[bool] = []
+
+    def watching(model: Transformer, batch: Batch) -> Loss:
+        if model.training and not layer.is_dense and not seen:
+            seen.append(torch.equal(layer.scale, fit_scale(layer.weight, fitted)))
+        return next_token_objective(model, batch)
+
+    own = plan._replace(objective=watching, recipe=replace(plan.recipe, dense_share=0.5))
+    fit(model, plan=own, config=TRAIN, place=place)
+    steps = rows(place.metrics_dir / "steps.csv")
+    assert seen == [True]
+    assert not any(row["zero_share"] for row in steps[:10])
+    assert steps[19]["zero_share"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
+from trilith.files import FLIP_INTERVAL
 from trilith.reporting.curves import Run, latest_pass, smooth, thin
 from trilith.reporting.drawing import (
     DASHES,
@@ -139,7 +140,7 @@ def draw_quantization(runs: Sequence[Run], *, stage: str, looks: Palette) -> Dra
         "ternary, a drift to 0 or 1 means that the scales no longer fit.",
     )
     curves = (
-        Curve("flip_rate", "codes that flip (share per step)", "log"),
+        Curve("flip_rate", f"codes that flip (share in {FLIP_INTERVAL} steps)", "log"),
         Curve("zero_share", "zero codes (share)"),
     )
     return _draw_curves(quantized, curves=curves, caption=caption, looks=looks)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from trilith.files import FLIP_INTERVAL
 from trilith.reporting.curves import Run
 from trilith.reporting.findings import Models, Verdict, bytes_ratio, reference_of
 from trilith.reporting.inputs import Evaluation, Figures, Inputs, by_prefix, packed_parts
@@ -27,7 +28,7 @@ TRAINING_ROWS: tuple[tuple[str, str, float], ...] = (
     ("stability/num_spikes", "loss spikes (count)", 1),
     ("stability/num_rollbacks", "rollbacks (count)", 1),
     ("quant/zero_share", "zero codes (share)", 1),
-    ("quant/flip_rate", "codes that flip (share per step)", 1),
+    ("quant/flip_rate", f"codes that flip (share in {FLIP_INTERVAL} steps)", 1),
     ("wall_s", "wall time (s)", 1),
 )
 

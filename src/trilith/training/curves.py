@@ -7,18 +7,16 @@ import lightning
 import torch
 from torch import Tensor
 
+from trilith.files import FLIP_INTERVAL
 from trilith.quant import BitLinear
 from trilith.training.module import LanguageModule, ends_step, starts_step
-
-# Codes are compared with those of this many steps before.
-FLIP_INTERVAL = 10
 
 
 class CurveRecorder(lightning.Callback):
     """Records loss, learning rate, gradient norm, tokens/s, MFU, zero share and flip rate.
 
     `zero_share` is the share of projection weights on level zero; `flip_rate` the share of codes
-    that changed over the last FLIP_INTERVAL steps. Both are empty for dense models.
+    that changed over the last FLIP_INTERVAL steps. Both are empty while a model is dense.
     """
 
     def __init__(self, *, tokens_per_step: int, flops_per_token: float, peak_flops: float) -> None:
@@ -105,10 +103,10 @@ class CurveRecorder(lightning.Callback):
 
 
 def all_codes(module: torch.nn.Module) -> tuple[Tensor | None, float]:
-    """Return the codes of all BitLinear weights in one vector, and the share on level zero."""
+    """Return the codes of all quantized weights in one vector, and the share on level zero."""
     codes, num_zero = [], 0
     for layer in module.modules():
-        if isinstance(layer, BitLinear):
+        if isinstance(layer, BitLinear) and not layer.is_dense:
             layer_codes = layer.quantized_weight().codes.flatten()
             grid = layer.config.levels
             if 0 in grid.numerators:

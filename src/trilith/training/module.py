@@ -75,9 +75,12 @@ class LanguageModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
+        is_dense = self.recipe.is_dense(step, self.num_steps)
         for layer in self.model.modules():
-            if isinstance(layer, BitLinear):
-                layer.is_dense = self.recipe.is_dense(step, self.num_steps)
+            if isinstance(layer, BitLinear) and layer.is_dense != is_dense:
+                layer.is_dense = is_dense
+                # The weights have moved since the scales were fitted.
+                layer.refit()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
