@@ -14,6 +14,7 @@ from trilith.model import Transformer
 from trilith.quant import BitLinear
 from trilith.training.batches import IGNORED, Batch
 from trilith.training.recipe import Recipe, build_optimizer
+from trilith.training.sharding import gathered, sharded_copy, whole_blocks
 
 
 class Loss(NamedTuple):
@@ -43,7 +44,8 @@ class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
     `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
-    are those of the last optimizer step, over all its micro-batches.
+    are those of the last optimizer step, over all its micro-batches on all devices: every process
+    has the same. Where weights are sharded `model` becomes a sharded copy of the given one.
     """
 
     def __init__(
@@ -60,6 +62,11 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
 
+    def configure_model(self) -> None:
+        # Only the sharding strategy makes a mesh; Lightning calls this for each fit and validate.
+        if self.device_mesh is not None:
+            self.model = sharded_copy(self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
         self.micro_losses.append(loss.nats)
@@ -67,7 +74,7 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats = cross_entropy(self.model(batch.inputs_BT), batch)
-        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
+        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.model, self.recipe)
@@ -75,12 +82,7 @@ class LanguageModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
-        is_dense = self.recipe.is_dense(step, self.num_steps)
-        for layer in self.model.modules():
-            if isinstance(layer, BitLinear) and layer.is_dense != is_dense:
-                layer.is_dense = is_dense
-                # The weights have moved since the scales were fitted.
-                layer.refit()
+        self._set_dense(self.recipe.is_dense(step, self.num_steps))
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
@@ -94,9 +96,24 @@ class LanguageModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.loss_nats = torch.stack(self.micro_losses).mean()
+        parameters = list(self.model.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.grad_norm = gathered(nn.utils.get_total_norm(grads))
+        nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, self.grad_norm)
+        loss_nats = torch.stack(self.micro_losses).mean()
+        self.loss_nats = self.trainer.strategy.reduce(loss_nats, reduce_op="mean")
         self.micro_losses.clear()
+
+    def _set_dense(self, is_dense: bool) -> None:
+        layers = [layer for layer in self.model.modules() if isinstance(layer, BitLinear)]
+        if all(layer.is_dense == is_dense for layer in layers):
+            return
+        for block in whole_blocks(self.model):
+            for layer in block.modules():
+                if isinstance(layer, BitLinear):
+                    layer.is_dense = is_dense
+                    # The weights have moved since the scales were fitted.
+                    layer.refit()
 
 
 def starts_step(trainer: lightning.Trainer, batch_idx: int) -> bool:

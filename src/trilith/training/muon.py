@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 # Coefficients of the quintic iteration (Jordan et al., Muon, 2024): steepest at zero.
@@ -38,19 +39,22 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(matrix)
                 momentum = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonalize(matrix.grad.lerp(momentum, group["momentum"]))
+                update = _orthogonal_like(matrix.grad.lerp(momentum, group["momentum"]))
                 scale = _UPDATE_RMS * math.sqrt(max(matrix.shape))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * scale)
 
 
 class MuonWithAdamW(Optimizer):
-    """Both optimizers behind one interface; their parameter groups are its own."""
+    """Both optimizers behind one interface; its parameter groups and state are theirs.
+
+    So its state dict is that of one optimizer, which torch knows how to shard.
+    """
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
-        self.parts = {"muon": muon, "adamw": adamw}
+        self.parts = (muon, adamw)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self._share_groups()
+        self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Compute the gradients by `closure`, if given, then update all parameters."""
@@ -58,22 +62,29 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts.values():
+        for part in self.parts:
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the states of both."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share_groups()
+        super().load_state_dict(state_dict)
+        self._share()
 
-    def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+
+def _orthogonal_like(matrix: Tensor) -> Tensor:
+    """Orthogonalize; of a sharded matrix every process takes the whole and keeps its share."""
+    if not isinstance(matrix, DTensor):
+        return orthogonalize(matrix)
+    whole = orthogonalize(matrix.full_tensor())
+    # No source rank: each process cuts its own share, nothing is sent.
+    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
