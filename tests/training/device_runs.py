@@ -1,5 +1,9 @@
-"""Toy runs on one or two CPU processes: `python -m tests.training.device_runs FOLDER NAME ...`."""
+"""Toy runs on one or two CPU processes: `python -m tests.training.device_runs FOLDER NAME ...`.
 
+Each run takes the same batches a step, whatever the number of processes.
+"""
+
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tests.training.conftest import RECIPE, TERNARY, TRAIN, pattern
 from tests.training.test_fit import stopping_at
+from tests.training.test_stability import spoiling
 
 from trilith.files import is_first_process
 from trilith.model import ModelConfig, Transformer, build_model
@@ -15,7 +20,7 @@ from trilith.quant import QuantConfig
 from trilith.training.batches import TokenWindows
 from trilith.training.devices import TrainerConfig
 from trilith.training.fit import Plan, RunPlace, fit
-from trilith.training.module import next_token_objective
+from trilith.training.module import Objective, next_token_objective
 from trilith.training.tracking import TrackingConfig, start_run
 
 NUM_STEPS = 20
@@ -41,7 +46,10 @@ MODEL = ModelConfig(
 
 
 class Run(NamedTuple):
-    """One toy run. `stop_at` ends it with an error while it takes that step."""
+    """One toy run: `stop_at` ends it with an error at that step, `spike_at` spoils the loss there.
+
+    The spike is in the second process alone. Runs with the same `resume` go on from one another.
+    """
 
     strategy: str
     devices: int
@@ -50,6 +58,7 @@ class Run(NamedTuple):
     dense_share: float = 0.0
     clip_norm: float = 1.0
     stop_at: int | None = None
+    spike_at: int | None = None
     resume: str | None = None
 
 
@@ -67,6 +76,8 @@ RUNS = {
     "ddp_fitted": Run("ddp", 2, **FITTED_RUN),
     "fsdp_fitted": Run("fsdp", 2, **FITTED_RUN),
     "fsdp_muon": Run("fsdp", 2, optimizer="muon"),
+    "ddp_spike": Run("ddp", 2, spike_at=13),
+    "fsdp_spike": Run("fsdp", 2, spike_at=13),
     "ddp_1_stops": Run("ddp", 1, **TERNARY_RUN, stop_at=13, resume="ddp_1"),
     "ddp_1_to_2": Run("ddp", 2, **TERNARY_RUN, resume="ddp_1"),
     "ddp_2_stops": Run("ddp", 2, **TERNARY_RUN, stop_at=13, resume="ddp_2"),
@@ -114,9 +125,11 @@ def _plan(run: Run, accumulate: int) -> Plan:
     recipe = replace(
         RECIPE, optimizer=run.optimizer, dense_share=run.dense_share, clip_norm=run.clip_norm
     )
-    objective = next_token_objective
+    objective: Objective = next_token_objective
     if run.stop_at is not None:
         objective = stopping_at(run.stop_at * accumulate, ZeroDivisionError)
+    if run.spike_at is not None and not is_first_process():
+        objective = spoiling({run.spike_at}, factor=math.nan)
     return Plan(NUM_STEPS, recipe, objective, batches, held_out)
 
 
