@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
 
 
@@ -71,18 +71,11 @@ def trainer_arguments(config: TrainerConfig) -> dict[str, Any]:
 
     Processes that nobody started yet, torchrun or srun, are started on this machine by Lightning.
     """
-    strategies = {
-        "single": lambda: "auto",
-        "ddp": DDPStrategy,
-        "fsdp": lambda: ModelParallelStrategy(
-            data_parallel_size=config.world_size, tensor_parallel_size=1
-        ),
-    }
     return {
         "accelerator": "auto",
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "strategy": strategies[config.strategy](),
+        "strategy": _strategy(config),
         "use_distributed_sampler": False,
     }
 
@@ -91,3 +84,11 @@ def wait_for_all() -> None:
     """Return once every process of the run is here."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def _strategy(config: TrainerConfig) -> Strategy | Literal["auto"]:
+    if config.strategy == "single":
+        return "auto"
+    if config.strategy == "ddp":
+        return DDPStrategy()
+    return ModelParallelStrategy(data_parallel_size=config.world_size, tensor_parallel_size=1)
