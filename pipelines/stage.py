@@ -92,6 +92,7 @@ def run(name: str, main: Callable[[Stage], None]) -> None:
             # No files of Hydra's either; a folder it must have.
             sys.argv += [
                 "hydra.run.dir=runs/others",
+                "hydra.sweep.dir=runs/others",
                 "hydra.output_subdir=null",
                 "hydra/job_logging=none",
             ]
