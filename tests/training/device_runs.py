@@ -66,6 +66,7 @@ TERNARY_RUN: dict[str, Any] = {"quant": TERNARY, "dense_share": 0.5}
 # Without clipping: the norm of shards is summed in another order, and one last bit of a weight is
 # enough to move a code.
 FITTED_RUN: dict[str, Any] = {"quant": FITTED, "dense_share": 0.5, "clip_norm": 1e9}
+LEARNED_RUN = FITTED_RUN | {"quant": replace(FITTED, scale_rule="learned")}
 RUNS = {
     "single_dense": Run("single", 1),
     "single_ternary": Run("single", 1, **TERNARY_RUN),
@@ -75,6 +76,9 @@ RUNS = {
     "fsdp_dense": Run("fsdp", 2),
     "ddp_fitted": Run("ddp", 2, **FITTED_RUN),
     "fsdp_fitted": Run("fsdp", 2, **FITTED_RUN),
+    "single_fitted": Run("single", 1, **FITTED_RUN),
+    "single_learned": Run("single", 1, **LEARNED_RUN),
+    "fsdp_learned": Run("fsdp", 2, **LEARNED_RUN),
     "fsdp_muon": Run("fsdp", 2, optimizer="muon"),
     "ddp_spike": Run("ddp", 2, spike_at=13),
     "fsdp_spike": Run("fsdp", 2, spike_at=13),

@@ -23,9 +23,13 @@ from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.resume import latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
-BEFORE = ("single_dense", "single_ternary", "single_muon", "ddp_1_stops", "fsdp_1_stops")
+BEFORE = (
+    *("single_dense", "single_ternary", "single_fitted", "single_learned", "single_muon"),
+    *("ddp_1_stops", "fsdp_1_stops"),
+)
 ON_TWO = (
     *("ddp_dense", "ddp_ternary", "ddp_fitted", "fsdp_dense", "fsdp_muon", "fsdp_fitted"),
+    "fsdp_learned",
     *("ddp_spike", "fsdp_spike", "ddp_2_stops", "fsdp_2_stops", "ddp_1_to_2", "fsdp_1_to_2"),
 )
 AFTER = ("ddp_2_to_1", "fsdp_2_to_1")
@@ -108,7 +112,9 @@ def weights(folder: Path, name: str) -> Iterator[dict[str, torch.Tensor]]:
         ("ddp_ternary", "single_ternary", SAME_BITS),
         ("fsdp_dense", "single_dense", LAST_BITS),
         ("fsdp_muon", "single_muon", LAST_BITS),
-        ("fsdp_fitted", "ddp_fitted", A_CODE_MAY_MOVE),
+        ("ddp_fitted", "single_fitted", SAME_BITS),
+        ("fsdp_fitted", "single_fitted", A_CODE_MAY_MOVE),
+        ("fsdp_learned", "single_learned", A_CODE_MAY_MOVE),
         ("ddp_1_to_2", "single_ternary", SAME_BITS),
         ("ddp_2_to_1", "single_ternary", SAME_BITS),
         ("fsdp_1_to_2", "single_muon", LAST_BITS),

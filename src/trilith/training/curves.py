@@ -109,7 +109,7 @@ def all_codes(model: Transformer) -> tuple[Tensor | None, float]:
     codes, num_zero = [], 0
     for block in whole_blocks(model):
         for layer in block.modules():
-            if not isinstance(layer, BitLinear) or layer.is_dense:
+            if not isinstance(layer, BitLinear) or layer.quantized_share == 0:
                 continue
             layer_codes = layer.quantized_weight().codes.flatten()
             grid = layer.config.levels

@@ -18,6 +18,7 @@ from trilith.files import (
     write_csv,
 )
 from trilith.model import Transformer, training_flops_per_token
+from trilith.training.acceleration import AccelerationConfig, accelerated
 from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
 from trilith.training.devices import SINGLE, TrainerConfig, require_devices, trainer_arguments
@@ -42,6 +43,7 @@ class TrainConfig:
     micro_batch_size: int
     accumulate: int
     precision: Literal["32-true", "bf16-mixed"]
+    acceleration: AccelerationConfig
     validate_every: int
     validation_batches: int
     checkpoint_every: int
@@ -127,9 +129,10 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     if checkpoint is not None:
         log.info("%s: goes on from %s", place.name, checkpoint)
     try:
-        trainer.fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=False)
-        if curves.validations[-1]["step"] < plan.num_steps:
-            trainer.validate(module, held_out, verbose=False)
+        with accelerated(model, config.acceleration, trainer.strategy.root_device):
+            trainer.fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=False)
+            if curves.validations[-1]["step"] < plan.num_steps:
+                trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
         raise KeyboardInterrupt from None

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
+
+from trilith.training.sharding import gathered, share_like
 
 # Coefficients of the quintic iteration (Jordan et al., Muon, 2024): steepest at zero.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -39,10 +40,10 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(matrix)
                 momentum = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = _orthogonal_like(matrix.grad.lerp(momentum, group["momentum"]))
+                update = orthogonalize(gathered(matrix.grad.lerp(momentum, group["momentum"])))
                 scale = _UPDATE_RMS * math.sqrt(max(matrix.shape))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * scale)
+                matrix.add_(share_like(update, matrix), alpha=-group["lr"] * scale)
 
 
 class MuonWithAdamW(Optimizer):
@@ -76,15 +77,6 @@ class MuonWithAdamW(Optimizer):
         for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
-
-
-def _orthogonal_like(matrix: Tensor) -> Tensor:
-    """Orthogonalize; of a sharded matrix every process takes the whole and keeps its share."""
-    if not isinstance(matrix, DTensor):
-        return orthogonalize(matrix)
-    whole = orthogonalize(matrix.full_tensor())
-    # No source rank: each process cuts its own share, nothing is sent.
-    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
