@@ -115,16 +115,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     )
     stability = StabilityCallback(config.stability, alert=_alert(place.wandb_run))
     trainer = _trainer(plan, config, place, [curves, stability])
-    rank = trainer.global_rank
-    batches = PositionLoader(
-        plan.batches,
-        num_batches=plan.num_steps * config.accumulate,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    held_out = HeldOutLoader(
-        plan.validation, num_batches=config.validation_batches, rank=rank, num_ranks=num_ranks
-    )
+    batches, held_out = _loaders(plan, config, trainer)
     checkpoint = latest_checkpoint(place.resume_dir)
     if checkpoint is not None:
         log.info("%s: goes on from %s", place.name, checkpoint)
@@ -145,6 +136,23 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     wall_s = time.perf_counter() - started
     metrics = _metrics(plan, curves, stability)
     return metrics | {"hardware/peak_flops": curves.peak_flops, "wall_s": wall_s}
+
+
+class _Loaders(NamedTuple):
+    """This process's share of the batches."""
+
+    batches: PositionLoader
+    held_out: HeldOutLoader
+
+
+def _loaders(plan: Plan, config: TrainConfig, trainer: lightning.Trainer) -> _Loaders:
+    rank, num_ranks = trainer.global_rank, trainer.world_size
+    num_batches = plan.num_steps * config.accumulate
+    num_held_out = config.validation_batches
+    return _Loaders(
+        PositionLoader(plan.batches, num_batches=num_batches, rank=rank, num_ranks=num_ranks),
+        HeldOutLoader(plan.validation, num_batches=num_held_out, rank=rank, num_ranks=num_ranks),
+    )
 
 
 def _check_devices(config: TrainConfig, trainer: TrainerConfig) -> None:
