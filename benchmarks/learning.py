@@ -20,7 +20,7 @@ from twins import DENSE, DENSE_RECIPE, SEEDS
 
 CORPUS = "tinystories"
 VOCAB_SIZE = 512
-NUM_STEPS = 2000
+NUM_STEPS = 1000
 # The shape of stories260K.
 SHAPE = tuple(
     f"model.{key}={value}"

@@ -22,8 +22,9 @@ from trilith.hardware import device_name
 VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
 # Optimizer steps of 1,024 tokens each.
-STEPS = {"nano": 1000, "micro": 400}
-RECIPE_STEPS = 500
+STEPS = {"nano": 1000, "micro": 300}
+RECIPE_STEPS = 300
+SIZES = {"nano": (), "micro": ("train.precision=bf16-mixed", "train.validation_batches=32")}
 
 
 def _ternary(name: str, *overrides: str) -> Arm:
@@ -102,7 +103,8 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
         for model in options.models:
             for corpus in present:
                 yield from (
-                    Run(corpus, VOCAB_SIZE, model, arm, seed, STEPS[model]) for arm in TWINS
+                    Run(corpus, VOCAB_SIZE, model, arm, seed, STEPS[model], SIZES[model])
+                    for arm in TWINS
                 )
 
 
