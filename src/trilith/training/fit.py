@@ -25,6 +25,7 @@ from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
 from trilith.training.resume import ResumeCallback, latest_checkpoint
 from trilith.training.stability import StabilityCallback, StabilityConfig
+from trilith.training.tracking import log_events
 
 log = logging.getLogger(__name__)
 
@@ -111,22 +112,28 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     try:
         trainer.fit(
             module,
-            PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
+            PositionLoader(plan.batches, num_batches=_num_batches(plan, config)),
             held_out,
             ckpt_path=checkpoint,
             weights_only=False,
         )
-        if curves.validations[-1]["step"] < plan.num_steps:
+        if curves.validations[-1]["step"] < trainer.global_step:
             trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
         raise KeyboardInterrupt from None
     finally:
         _write_curves(place.metrics_dir, curves, stability)
+        log_events(place.wandb_run, stability.events)
     model.eval()
     wall_s = time.perf_counter() - started
     metrics = _metrics(plan, curves, stability)
     return metrics | {"hardware/peak_flops": place.peak_flops, "wall_s": wall_s}
+
+
+def _num_batches(plan: Plan, config: TrainConfig) -> int:
+    """Enough for the steps of the plan and for those that rollbacks may undo."""
+    return (plan.num_steps + config.stability.max_lost_steps) * config.accumulate
 
 
 def _quiet_lightning() -> None:
@@ -180,9 +187,8 @@ def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) ->
         "train/mfu": _median(curves.steps, "mfu"),
         "train/num_tokens": curves.steps[-1]["tokens"],
         "train/num_steps": plan.num_steps,
-        "stability/num_spikes": sum(event["kind"] == "spike" for event in stability.events),
-        "stability/num_rollbacks": stability.num_rollbacks,
     }
+    metrics |= {f"stability/{name}": count for name, count in stability.num_events().items()}
     return metrics | {
         f"quant/{key}": last_signals[key]
         for key in ("zero_share", "flip_rate")

@@ -42,8 +42,9 @@ def next_token_objective(model: Transformer, batch: Batch) -> Loss:
 class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
-    `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
-    are those of the last optimizer step, over all its micro-batches.
+    `lr_factor` is the stability callback's hand on the learning rate, `num_lost_steps` its hand on
+    the position in the recipe: steps that a rollback has undone do not count. `loss_nats` and
+    `grad_norm` are those of the last optimizer step, over all its micro-batches.
     """
 
     def __init__(
@@ -55,10 +56,16 @@ class LanguageModule(lightning.LightningModule):
         self.recipe = recipe
         self.num_steps = num_steps
         self.lr_factor = 1.0
+        self.num_lost_steps = 0
         self.micro_losses: list[Tensor] = []
         self.loss_nats = torch.tensor(torch.nan)
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
+
+    @property
+    def recipe_step(self) -> int:
+        """Position in the recipe: optimizer steps whose effect is still in the weights."""
+        return self.global_step - self.num_lost_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
@@ -73,7 +80,7 @@ class LanguageModule(lightning.LightningModule):
         return build_optimizer(self.model, self.recipe)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        step = self.global_step
+        step = self.recipe_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
         is_dense = self.recipe.is_dense(step, self.num_steps)
         for layer in self.model.modules():
