@@ -236,11 +236,7 @@ def diagnosis(faults: Iterable[Fault]) -> str:
     """Say which signals were bad at which steps, and what to try against the most frequent one."""
     faults = list(faults)
     by_signal = {signal: [f for f in faults if f.signal == signal] for signal in SIGNALS}
-    told = [
-        f"{signal} at step{'s' * (len(bad) > 1)} {', '.join(str(f.step) for f in bad)}"
-        for signal, bad in by_signal.items()
-        if bad
-    ]
+    told = [f"{signal} {_steps(bad)}" for signal, bad in by_signal.items() if bad]
     worst = max(SIGNALS, key=lambda signal: len(by_signal[signal]))
     return f"{'; '.join(told)} (last: {faults[-1].detail}); {_ADVICE[worst]}"
 
@@ -256,6 +252,13 @@ _ADVICE: dict[Signal, str] = {
     "zero_drift": f"{_RATE}, or choose quant.scale_rule=least_squares",
     "scale_jump": f"{_RATE}, or choose another quant.granularity",
 }
+
+
+def _steps(faults: list[Fault]) -> str:
+    if len(faults) > 8:
+        return f"at {len(faults)} steps from {faults[0].step} to {faults[-1].step}"
+    steps = ", ".join(str(fault.step) for fault in faults)
+    return f"at step {steps}" if len(faults) == 1 else f"at steps {steps}"
 
 
 def _cause(signals: StepSignals, grid: GridSignals | None) -> _Finding | None:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trilith.quant import BitLinear
 from trilith.training.signals import local
 
 
 class Snapshot(NamedTuple):
     """Everything that a step changes, as plain objects that a checkpoint can hold.
 
-    `recipe_step` is the position in the recipe, `step` the count of attempted steps. Of sharded
-    tensors each process keeps its own part. Bytes are copies.
+    `recipe_step` is the position in the recipe, `step` the count of attempted steps, `is_dense`
+    says of each quantized layer whether it was in a dense phase. Of sharded tensors each process
+    keeps its own part.
     """
 
     step: int
@@ -23,6 +25,7 @@ class Snapshot(NamedTuple):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     rng: dict[str, Any]
+    is_dense: list[bool]
 
 
 def take_snapshot(
@@ -30,7 +33,12 @@ def take_snapshot(
 ) -> Snapshot:
     """Copy the state of a run to the CPU."""
     return Snapshot(
-        step, recipe_step, _copy(model.state_dict()), _copy(optimizer.state_dict()), _rng_state()
+        step,
+        recipe_step,
+        model=_copy(model.state_dict()),
+        optimizer=_copy(optimizer.state_dict()),
+        rng=_rng_state(),
+        is_dense=[layer.is_dense for layer in _quantized_layers(model)],
     )
 
 
@@ -40,6 +48,9 @@ def restore(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> None:
     Values are written in place, so that views, shards and captured graphs stay valid.
     """
     _write(model.state_dict(), snapshot.model)
+    for layer, is_dense in zip(_quantized_layers(model), snapshot.is_dense, strict=True):
+        # Whoever ends a dense phase fits the scales; those of the snapshot may be stale.
+        layer.is_dense = is_dense
     current = optimizer.state_dict()
     if _shape_of(current) == _shape_of(snapshot.optimizer):
         _write(current, snapshot.optimizer)
@@ -47,6 +58,10 @@ def restore(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> None:
         # Before its first step an optimizer has no state.
         optimizer.load_state_dict(_copy(snapshot.optimizer))
     _set_rng_state(snapshot.rng)
+
+
+def _quantized_layers(model: nn.Module) -> list[BitLinear]:
+    return [layer for layer in model.modules() if isinstance(layer, BitLinear)]
 
 
 def _copy(state: Any) -> Any:
