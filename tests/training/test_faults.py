@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.faults import FAULT_KINDS, HIGH_BITS, FaultKind, FaultyObjective, flip_bit
 from tests.training.conftest import STABILITY, TRAIN, pattern, toy_model
 from tests.training.test_fit import rows
 
@@ -15,7 +16,6 @@ from trilith.model import ModelConfig
 from trilith.quant import QuantConfig
 from trilith.training import stability
 from trilith.training.batches import TokenWindows
-from trilith.training.faults import FAULT_KINDS, HIGH_BITS, FaultKind, FaultyObjective, flip_bit
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import next_token_objective
 

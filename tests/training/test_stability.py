@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.faults import FaultKind, FaultyObjective
 from tests.training.conftest import STABILITY, TERNARY, TRAIN, toy_model
 from tests.training.test_fit import rows
 
@@ -15,11 +16,11 @@ from trilith.model import ModelConfig, Transformer
 from trilith.quant import QuantConfig
 from trilith.training import stability
 from trilith.training.batches import Batch
-from trilith.training.faults import FaultKind, FaultyObjective
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import Loss, next_token_objective
 
 FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
+LEARNED = QuantConfig("ternary", "learned", "row", None, 8)
 # Without a cut and with the same batch at every step, a fault leaves no trace at all.
 NO_CUT = replace(TRAIN, stability=replace(STABILITY, lr_factor=1.0))
 
@@ -75,6 +76,8 @@ def assert_same_weights(one: Transformer, other: Transformer) -> None:
         ({"dense_share": 0.55}, FITTED),
         ({"dense_share": 0.55}, TERNARY),
         ({"dense_share": 0.6}, FITTED),
+        ({"dense_share": 0.6}, LEARNED),
+        ({"dense_share": 0.4, "ramp_steps": 6}, FITTED),
     ],
 )
 def test_a_rollback_leaves_no_trace(

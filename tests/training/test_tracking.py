@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.faults import FaultyObjective
 from tests.training.conftest import TRAIN, toy_model
 
 from trilith.model import ModelConfig
-from trilith.training.faults import FaultyObjective
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import next_token_objective
 from trilith.training.tracking import TrackingConfig, start_run

@@ -63,6 +63,7 @@ class WeightWatch:
     """
 
     def __init__(self, model: nn.Module, *, codes: Codes | None = None) -> None:
+        self.is_sharded = any(isinstance(weight, DTensor) for weight in model.parameters())
         weights = [local(parameter.detach()) for parameter in model.parameters()]
         self._words = [_as_words(weight) for weight in weights]
         self._samples = [_sample(weight) for weight in weights]
@@ -140,25 +141,32 @@ def local(tensor: Tensor) -> Tensor:
 
 def _codes_of(all_rows: list[_Rows]) -> Codes | None:
     codes, is_zero, log_scales = [], [], []
-    for layer, latent, places in all_rows:
-        if layer.is_dense or not len(latent):
+    for rows in all_rows:
+        layer = rows.layer
+        if layer.quantized_share < 1 or not len(rows.latent):
             continue
-        if layer.scale is None:
-            scale = fit_scale(latent, layer.config)
-        else:
-            scale = layer.scale[places] if len(layer.scale) > 1 else layer.scale
+        kept = _kept_scale(layer)
+        scale = fit_scale(rows.latent, layer.config) if kept is None else kept
+        own_scale = scale[rows.places] if kept is not None and len(kept) > 1 else scale
         grid = layer.config.levels
-        own = quantize(latent, scale, grid).flatten()
+        own = quantize(rows.latent, own_scale, grid).flatten()
         codes.append(own)
         if 0 in grid.numerators:
             is_zero.append(own == grid.numerators.index(0))
         # All scales where they are kept: a collapse strikes single rows.
-        kept = scale if layer.scale is None else layer.scale
-        log_scales.append(kept.flatten().log())
+        log_scales.append(scale.flatten().log())
     if not codes:
         return None
     no_zero = torch.zeros(1, dtype=torch.bool, device=codes[0].device)
     return Codes(torch.cat(codes), torch.cat(is_zero or [no_zero]), torch.cat(log_scales))
+
+
+def _kept_scale(layer: BitLinear) -> Tensor | None:
+    """The scales of all rows, unless the rule makes them anew from the weight."""
+    if layer.log_scale is not None:
+        log_scale = layer.log_scale.detach()
+        return (log_scale.full_tensor() if isinstance(log_scale, DTensor) else log_scale).exp()
+    return layer.scale
 
 
 def _sampled_rows(layer: BitLinear) -> _Rows:

@@ -15,9 +15,9 @@ from trilith.training.signals import local
 class Snapshot(NamedTuple):
     """Everything that a step changes, as plain objects that a checkpoint can hold.
 
-    `recipe_step` is the position in the recipe, `step` the count of attempted steps, `is_dense`
-    says of each quantized layer whether it was in a dense phase. Of sharded tensors each process
-    keeps its own part.
+    `recipe_step` is the position in the recipe, `step` the count of attempted steps, and
+    `quantized_shares` says of each layer how near to its grid it was. Of sharded tensors each
+    process keeps its own part.
     """
 
     step: int
@@ -25,7 +25,7 @@ class Snapshot(NamedTuple):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     rng: dict[str, Any]
-    is_dense: list[bool]
+    quantized_shares: list[float]
 
 
 def take_snapshot(
@@ -38,7 +38,7 @@ def take_snapshot(
         model=_copy(model.state_dict()),
         optimizer=_copy(optimizer.state_dict()),
         rng=_rng_state(),
-        is_dense=[layer.is_dense for layer in _quantized_layers(model)],
+        quantized_shares=[layer.quantized_share for layer in _quantized_layers(model)],
     )
 
 
@@ -48,9 +48,9 @@ def restore(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> None:
     Values are written in place, so that views, shards and captured graphs stay valid.
     """
     _write(model.state_dict(), snapshot.model)
-    for layer, is_dense in zip(_quantized_layers(model), snapshot.is_dense, strict=True):
-        # Whoever ends a dense phase fits the scales; those of the snapshot may be stale.
-        layer.is_dense = is_dense
+    for layer, share in zip(_quantized_layers(model), snapshot.quantized_shares, strict=True):
+        # For a validation right after: the next step takes it from the recipe.
+        layer.quantized_share = share
     current = optimizer.state_dict()
     if _shape_of(current) == _shape_of(snapshot.optimizer):
         _write(current, snapshot.optimizer)

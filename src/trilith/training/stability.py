@@ -27,7 +27,8 @@ class StabilityCallback(lightning.Callback):
     its end. On a GPU the signals of a step are checked one step later, so that the host never
     waits; a snapshot counts as good once the step before it has been checked.
 
-    `alert` gets a title and a text for every event. Events and windows survive a resume.
+    `alert` gets a title and a text for every event. Events, windows and snapshots survive a resume;
+    where weights are sharded each process has but its part of a snapshot, and a new one is taken.
     """
 
     def __init__(self, config: StabilityConfig, alert: Callable[[str, str], None]) -> None:
@@ -57,8 +58,8 @@ class StabilityCallback(lightning.Callback):
             return
         module.num_lost_steps = self.num_lost_steps
         module.lr_factor = self._lr_factor(trainer.global_step)
-        if _enters_grid(module):
-            # The loss jumps when the weights first go on the grid: what was before says nothing.
+        if _moves_to_grid(module):
+            # The loss jumps when weights go on the grid: what was before says nothing.
             self.detector.forget()
         if self._watch is None:
             self._watch = WeightWatch(module.model, codes=self._codes)
@@ -70,12 +71,18 @@ class StabilityCallback(lightning.Callback):
                 step=trainer.global_step,
                 recipe_step=module.recipe_step,
             )
-            self._accept_candidate(trainer.global_step if not self._unchecked else 0)
+            # After the resume of a sharded run there is none to keep until this one is checked.
+            is_good = not self._unchecked or self.snapshot is None
+            self._accept_candidate(trainer.global_step if is_good else 0)
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: Any
     ) -> None:
-        assert self._watch is not None
+        assert self._watch is not None and isinstance(module, LanguageModule)
+        if _leaves_dense(module):
+            # Learned scales, which are weights, were fitted at the start of this step.
+            self._watch.disarm()
+            self._watch.arm()
         self._watch.look()
 
     def on_train_batch_end(
@@ -129,6 +136,7 @@ class StabilityCallback(lightning.Callback):
         _lengthen(trainer, module, num_lost_steps=lost)
 
     def state_dict(self) -> dict[str, Any]:
+        is_whole = self._watch is None or not self._watch.is_sharded
         return {
             "detector": self.detector.state_dict(),
             "events": self.events,
@@ -136,10 +144,10 @@ class StabilityCallback(lightning.Callback):
             "num_rollbacks": self.num_rollbacks,
             "num_lost_steps": self.num_lost_steps,
             "last_cut_step": self.last_cut_step,
-            "snapshot": self.snapshot,
-            "candidate": self._candidate,
+            "snapshot": self.snapshot if is_whole else None,
+            "candidate": self._candidate if is_whole else None,
             "unchecked": [(reading.step, reading.fetch()) for reading in self._unchecked],
-            "codes": None if self._watch is None else self._watch.codes,
+            "codes": self._watch.codes if self._watch is not None and is_whole else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -203,11 +211,21 @@ def check_delay(device: torch.device) -> int:
     return 1 if device.type == "cuda" else 0
 
 
-def _enters_grid(module: LanguageModule) -> bool:
-    recipe, step = module.recipe, module.recipe_step
-    return recipe.is_dense(step - 1, module.num_steps) and not recipe.is_dense(
-        step, module.num_steps
-    )
+def _moves_to_grid(module: LanguageModule) -> bool:
+    """True where the weights of this step are nearer to their grid than those of the last one."""
+    last, now = _shares(module)
+    return last != now
+
+
+def _leaves_dense(module: LanguageModule) -> bool:
+    last, now = _shares(module)
+    return last == 0 < now
+
+
+def _shares(module: LanguageModule) -> tuple[float, float]:
+    """How far weights were on their grid in the last step, and are in this one."""
+    step, share = module.recipe_step, module.recipe.quantized_share
+    return share(max(0, step - 1), module.num_steps), share(step, module.num_steps)
 
 
 def _lengthen(

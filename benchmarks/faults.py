@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trilith.model import Transformer
+from trilith.quant import SCALE_NAMES
 from trilith.training.batches import Batch
 from trilith.training.module import Loss, Objective
 
@@ -83,7 +84,12 @@ def flip_bit(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def _any_parameter(model: nn.Module, generator: torch.Generator) -> nn.Parameter:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """A random one that takes part in every step: learned scales rest in a dense phase."""
+    parameters = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[2] not in SCALE_NAMES
+    ]
     return parameters[_below(len(parameters), generator)]
 
 
