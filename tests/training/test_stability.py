@@ -14,6 +14,7 @@ from tests.training.test_fit import rows
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
 from trilith.quant import QuantConfig
+from trilith.reporting.curves import read_run
 from trilith.training import stability
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
@@ -211,6 +212,17 @@ def test_every_event_is_counted_in_the_metrics(
         "stability/num_rollbacks": 2,
         "stability/num_foreign_change": 2,
     }
+
+
+def test_a_fault_in_the_last_step_is_undone_and_spoils_no_metric(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    spoiled = faulty(plan, 20, kind="exploding_batch")
+    metrics = fit(toy_model(toy), plan=spoiled, config=TRAIN, place=place)
+    assert metrics["stability/num_rollbacks"] == 1
+    assert metrics["train/loss_nats"] < 4.0
+    run = read_run(place.metrics_dir, metrics={}, made_by="pretrain")
+    assert [(event.step, event.kind) for event in run.events] == events(place)
 
 
 def test_the_jump_at_the_end_of_a_dense_phase_is_no_spike(

@@ -179,7 +179,9 @@ def _trainer(
 
 
 def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) -> dict[str, Any]:
-    tail = curves.steps[-max(1, len(curves.steps) // 20) :]
+    undone = {fault.step for fault in stability.faults}
+    tail = [row for row in curves.steps if row["step"] not in undone]
+    tail = tail[-max(1, len(tail) // 20) :]
     last_signals: dict[str, Any] = next(
         (row for row in reversed(curves.steps) if "flip_rate" in row), {}
     )
