@@ -15,6 +15,8 @@ from trilith.training.detector import GridSignals, StepSignals
 # Of each weight, this many values tell the size of the update, and this many rows the codes.
 _SAMPLED_VALUES = 256
 _SAMPLED_ROWS = 8
+# Words of a weight that is summed together with others.
+_SHORT = 4096
 
 
 class Reading(NamedTuple):
@@ -65,7 +67,9 @@ class WeightWatch:
     def __init__(self, model: nn.Module, *, codes: Codes | None = None) -> None:
         self.is_sharded = any(isinstance(weight, DTensor) for weight in model.parameters())
         weights = [local(parameter.detach()) for parameter in model.parameters()]
-        self._words = [_as_words(weight) for weight in weights]
+        words = [_as_words(weight) for weight in weights]
+        self._long = [part for part in words if part.numel() > _SHORT]
+        self._short = [part for part in words if part.numel() <= _SHORT]
         self._samples = [_sample(weight) for weight in weights]
         layers = [layer for layer in model.modules() if isinstance(layer, BitLinear)]
         self._rows = [_sampled_rows(layer) for layer in layers]
@@ -120,7 +124,12 @@ class WeightWatch:
         return _send(step, _worst_of_all_processes(vector))
 
     def _checksum(self) -> Tensor:
-        return torch.stack([words.sum(dtype=torch.int64) for words in self._words]).sum()
+        # Most weights are gains of norms: a call each would cost more than their sum.
+        sums = [words.sum(dtype=torch.int64) for words in self._long]
+        for dtype in {words.dtype for words in self._short}:
+            together = torch.cat([words for words in self._short if words.dtype == dtype])
+            sums.append(together.sum(dtype=torch.int64))
+        return torch.stack(sums).sum()
 
     def _read_grid(self) -> list[Tensor]:
         before, self.codes = self.codes, _codes_of(self._rows)
