@@ -270,9 +270,11 @@ def _print(result: dict[str, Any]) -> None:
     training, cost = result["training"], result["cost"]
     for kind, counts in training["faults"].items():
         print(f"{kind:<18}{counts['num_caught']:>4} of {counts['num_injected']} caught in the step")
-    print(f"false alarms: {training['num_false_alarms']} in {training['num_clean_steps']} clean")
-    synthetic = result["synthetic"]
-    print(f"  steps, {synthetic['num_false_alarms']} in {synthetic['num_steps']} synthetic ones")
+    for name, part, num in (
+        ("training", training, training["num_clean_steps"]),
+        ("synthetic", result["synthetic"], result["synthetic"]["num_steps"]),
+    ):
+        print(f"{part['num_false_alarms']} false alarms in {num} clean {name} steps")
     print(
         f"loss: {training['loss_after_faults_nats']:.3f} nats after all faults, "
         f"{training['clean_loss_nats']:.3f} without"

@@ -63,6 +63,9 @@ class StabilityCallback(lightning.Callback):
             self.detector.forget()
         if self._watch is None:
             self._watch = WeightWatch(module.model, codes=self._codes)
+            if self._watch.is_sharded:
+                # An earlier process may have held the whole weights.
+                self.snapshot = self._candidate = None
         self._watch.arm()
         if trainer.global_step % self.config.snapshot_every == 0 or self.snapshot is None:
             self._candidate = take_snapshot(
