@@ -3,16 +3,15 @@
 Each run takes the same batches a step, whatever the number of processes.
 """
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.faults import FaultyObjective
 from tests.training.conftest import RECIPE, TERNARY, TRAIN, pattern
 from tests.training.test_fit import stopping_at
-from tests.training.test_stability import spoiling
 
 from trilith.files import is_first_process
 from trilith.model import ModelConfig, Transformer, build_model
@@ -133,7 +132,7 @@ def _plan(run: Run, accumulate: int) -> Plan:
     if run.stop_at is not None:
         objective = stopping_at(run.stop_at * accumulate, ZeroDivisionError)
     if run.spike_at is not None and not is_first_process():
-        objective = spoiling({run.spike_at}, factor=math.nan)
+        objective = FaultyObjective(objective, {run.spike_at: "exploding_batch"}, seed=0)
     return Plan(NUM_STEPS, recipe, objective, batches, held_out)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.faults import FaultyObjective
 from tests.training.conftest import TRAIN, toy_model
-from tests.training.test_stability import spoiling
 
 from trilith.model import ModelConfig
 from trilith.training.fit import Plan, RunPlace, fit
+from trilith.training.module import next_token_objective
 from trilith.training.tracking import TrackingConfig, start_run
 
 
@@ -27,7 +28,8 @@ def test_history_and_alerts_are_in_the_offline_files(
 ) -> None:
     config = TrackingConfig("offline", "trilith", str(tmp_path / "runs"))
     run = start_run(config, name="toy", run_id="toy-1", settings={"seed": 0})
-    spoiled = plan._replace(objective=spoiling({13}, factor=float("nan")))
+    objective = FaultyObjective(next_token_objective, {13: "nan_gradient"}, seed=0)
+    spoiled = plan._replace(objective=objective)
     fit(toy_model(toy), plan=spoiled, config=TRAIN, place=place._replace(wandb_run=run))
     run.finish()
     (run_dir,) = (tmp_path / "runs/wandb").glob("offline-run-*")
@@ -44,6 +46,9 @@ def test_history_and_alerts_are_in_the_offline_files(
     ):
         assert key in text, key
     assert "rollback at step 13" in text
+    (table,) = run_dir.glob("files/media/table/stability/events*.json")
+    kinds = [kind for step, kind, detail in json.loads(table.read_text())["data"]]
+    assert kinds == ["spike", "rollback", "lr_cut"]
 
 
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:

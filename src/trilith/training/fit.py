@@ -28,6 +28,7 @@ from trilith.training.recipe import Recipe
 from trilith.training.resume import ResumeCallback, latest_checkpoint
 from trilith.training.sharding import copy_weights
 from trilith.training.stability import StabilityCallback, StabilityConfig
+from trilith.training.tracking import log_events
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     try:
         with accelerated(model, config.acceleration, trainer.strategy.root_device):
             trainer.fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=False)
-            if curves.validations[-1]["step"] < plan.num_steps:
+            if curves.validations[-1]["step"] < trainer.global_step:
                 trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
@@ -130,6 +131,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     finally:
         if trainer.is_global_zero:
             _write_curves(place.metrics_dir, curves, stability)
+            log_events(place.wandb_run, stability.events)
     if module.model is not model:
         copy_weights(module.model, model)
     model.eval()
@@ -147,7 +149,8 @@ class _Loaders(NamedTuple):
 
 def _loaders(plan: Plan, config: TrainConfig, trainer: lightning.Trainer) -> _Loaders:
     rank, num_ranks = trainer.global_rank, trainer.world_size
-    num_batches = plan.num_steps * config.accumulate
+    # Enough for the steps that rollbacks may undo, too; the run ends by its count of steps.
+    num_batches = (plan.num_steps + config.stability.max_lost_steps) * config.accumulate
     num_held_out = config.validation_batches
     return _Loaders(
         PositionLoader(plan.batches, num_batches=num_batches, rank=rank, num_ranks=num_ranks),
@@ -204,7 +207,9 @@ def _trainer(
 
 
 def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) -> dict[str, Any]:
-    tail = curves.steps[-max(1, len(curves.steps) // 20) :]
+    undone = {fault.step for fault in stability.faults}
+    tail = [row for row in curves.steps if row["step"] not in undone]
+    tail = tail[-max(1, len(tail) // 20) :]
     last_signals: dict[str, Any] = next(
         (row for row in reversed(curves.steps) if "flip_rate" in row), {}
     )
@@ -215,9 +220,8 @@ def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) ->
         "train/mfu": _median(curves.steps, "mfu"),
         "train/num_tokens": curves.steps[-1]["tokens"],
         "train/num_steps": plan.num_steps,
-        "stability/num_spikes": sum(event["kind"] == "spike" for event in stability.events),
-        "stability/num_rollbacks": stability.num_rollbacks,
     }
+    metrics |= {f"stability/{name}": count for name, count in stability.num_events().items()}
     return metrics | {
         f"quant/{key}": last_signals[key]
         for key in ("zero_share", "flip_rate")
