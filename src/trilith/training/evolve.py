@@ -202,14 +202,15 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     )
     metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
     write_json(curves_dir / "metrics.json", metrics)
-    seen = before.provenance["num_tokens_seen"] + metrics["train/num_tokens"]
-    provenance = before.provenance | {
+    num_steps = metrics["train/result_step"]
+    num_answers = num_steps * train.accumulate * setting.config.answer_rows
+    seen = before.provenance
+    provenance = seen | {
         "name": job.name,
         "reference": job.reference,
-        "num_tokens_seen": seen,
-        "num_answers_seen": before.provenance.get("num_answers_seen", 0)
-        + job.num_steps * train.accumulate * setting.config.answer_rows,
-        "num_steps": before.provenance["num_steps"] + job.num_steps,
+        "num_tokens_seen": seen["num_tokens_seen"] + num_steps * train.tokens_per_step,
+        "num_answers_seen": seen.get("num_answers_seen", 0) + num_answers,
+        "num_steps": seen["num_steps"] + num_steps,
     }
     result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
     with replacing(folder) as partial:

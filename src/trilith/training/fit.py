@@ -23,7 +23,7 @@ from trilith.training.curves import CurveRecorder
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
-from trilith.training.resume import ResumeCallback, latest_checkpoint
+from trilith.training.resume import Best, DirectCheckpointIO, ResumeCallback, latest_checkpoint
 from trilith.training.stability import StabilityCallback, StabilityConfig
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What all training runs share. Intervals count optimizer steps."""
+    """What all training runs share. Intervals count optimizer steps.
+
+    The resume state holds the last `keep_last` checkpoints and the weights of the best validation;
+    `result` says whose weights a run hands on.
+    """
 
     context: int
     micro_batch_size: int
@@ -40,17 +44,16 @@ class TrainConfig:
     validate_every: int
     validation_batches: int
     checkpoint_every: int
+    keep_last: int
+    result: Literal["last", "best"]
     stability: StabilityConfig
 
     def __post_init__(self) -> None:
-        for key in ("context", "micro_batch_size", "accumulate", "validate_every"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"train.{key}={getattr(self, key)} must be at least 1")
-        if self.validation_batches < 1 or self.checkpoint_every < 1:
-            raise ValueError(
-                f"train.validation_batches={self.validation_batches} and checkpoint_every="
-                f"{self.checkpoint_every} must be at least 1"
-            )
+        for key, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"train.{key}={value} must be at least 1")
+        if self.result not in ("last", "best"):
+            raise ValueError(f"train.result={self.result!r} is not known; choose last or best")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
                 f"train.precision={self.precision!r} is not known; choose 32-true or bf16-mixed"
@@ -86,6 +89,9 @@ class RunPlace(NamedTuple):
 def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace) -> dict[str, Any]:
     """Train the model in place; write curves; return flat metrics.
 
+    `train/result_step` is the step of the weights that the model ends with, and
+    `validation/loss_nats` their loss; all else is of the whole run.
+
     An earlier unfinished run with the same `resume_dir` goes on where it was saved. The folder
     stays: whoever called removes it once the model is safe on disk.
 
@@ -97,13 +103,8 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     module = LanguageModule(
         model, objective=plan.objective, recipe=plan.recipe, num_steps=plan.num_steps
     )
-    curves = CurveRecorder(
-        tokens_per_step=config.tokens_per_step,
-        flops_per_token=training_flops_per_token(model, config.context),
-        peak_flops=place.peak_flops,
-    )
-    stability = StabilityCallback(config.stability, alert=_alert(place.wandb_run))
-    trainer = _trainer(plan, config, place, [curves, stability])
+    curves, stability, resume = watchers = _watchers(model, plan, config, place)
+    trainer = _trainer(plan, config, place, watchers)
     held_out = HeldOutLoader(plan.validation, num_batches=config.validation_batches)
     checkpoint = latest_checkpoint(place.resume_dir)
     if checkpoint is not None:
@@ -123,10 +124,38 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         raise KeyboardInterrupt from None
     finally:
         _write_curves(place.metrics_dir, curves, stability)
+    best = resume.load_best(module) if config.result == "best" else None
     model.eval()
+    metrics = _metrics(plan, curves, stability, best)
     wall_s = time.perf_counter() - started
-    metrics = _metrics(plan, curves, stability)
     return metrics | {"hardware/peak_flops": place.peak_flops, "wall_s": wall_s}
+
+
+class _Watchers(NamedTuple):
+    """What looks on while a model trains, in this order."""
+
+    curves: CurveRecorder
+    stability: StabilityCallback
+    resume: ResumeCallback
+
+
+def _watchers(model: Transformer, plan: Plan, config: TrainConfig, place: RunPlace) -> _Watchers:
+    curves = CurveRecorder(
+        tokens_per_step=config.tokens_per_step,
+        flops_per_token=training_flops_per_token(model, config.context),
+        peak_flops=place.peak_flops,
+    )
+    resume = ResumeCallback(
+        place.resume_dir,
+        every=config.checkpoint_every,
+        validate_every=_validate_every(plan, config),
+        keep_last=config.keep_last,
+    )
+    return _Watchers(curves, StabilityCallback(config.stability, _alert(place.wandb_run)), resume)
+
+
+def _validate_every(plan: Plan, config: TrainConfig) -> int:
+    return min(config.validate_every, plan.num_steps)
 
 
 def _quiet_lightning() -> None:
@@ -137,11 +166,10 @@ def _quiet_lightning() -> None:
 
 
 def _trainer(
-    plan: Plan, config: TrainConfig, place: RunPlace, callbacks: list[lightning.Callback]
+    plan: Plan, config: TrainConfig, place: RunPlace, watchers: _Watchers
 ) -> lightning.Trainer:
     _quiet_lightning()
     lightning.seed_everything(place.seed, verbose=False)
-    validate_every = min(config.validate_every, plan.num_steps)
     return lightning.Trainer(
         accelerator="auto",
         devices=1,
@@ -150,16 +178,12 @@ def _trainer(
         max_steps=plan.num_steps,
         max_epochs=1,
         accumulate_grad_batches=config.accumulate,
-        val_check_interval=validate_every * config.accumulate,
+        val_check_interval=_validate_every(plan, config) * config.accumulate,
         num_sanity_val_steps=0,
         logger=WandbLogger(experiment=place.wandb_run),
-        callbacks=[
-            *callbacks,
-            ResumeCallback(
-                place.resume_dir, every=config.checkpoint_every, validate_every=validate_every
-            ),
-            StepBar(place.name),
-        ],
+        callbacks=[*watchers, StepBar(place.name, watchers.curves)],
+        profiler=watchers.curves.clock,
+        plugins=DirectCheckpointIO(),
         log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -168,18 +192,22 @@ def _trainer(
     )
 
 
-def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) -> dict[str, Any]:
+def _metrics(
+    plan: Plan, curves: CurveRecorder, stability: StabilityCallback, best: Best | None
+) -> dict[str, Any]:
+    result = best or Best(plan.num_steps, curves.validations[-1]["loss_nats"])
     tail = curves.steps[-max(1, len(curves.steps) // 20) :]
     last_signals: dict[str, Any] = next(
         (row for row in reversed(curves.steps) if "flip_rate" in row), {}
     )
     metrics = {
         "train/loss_nats": _mean(tail, "loss_nats"),
-        "validation/loss_nats": curves.validations[-1]["loss_nats"],
+        "validation/loss_nats": result.loss_nats,
         "train/tokens_per_s": _median(curves.steps, "tokens_per_s"),
         "train/mfu": _median(curves.steps, "mfu"),
         "train/num_tokens": curves.steps[-1]["tokens"],
         "train/num_steps": plan.num_steps,
+        "train/result_step": result.step,
         "stability/num_spikes": sum(event["kind"] == "spike" for event in stability.events),
         "stability/num_rollbacks": stability.num_rollbacks,
     }

@@ -78,8 +78,8 @@ def pretrain(
     provenance = {
         "name": place.name,
         "reference": "dense",
-        "num_tokens_seen": metrics["train/num_tokens"],
-        "num_steps": plan.num_steps,
+        "num_tokens_seen": metrics["train/result_step"] * config.tokens_per_step,
+        "num_steps": metrics["train/result_step"],
         "seed": place.seed,
     }
     save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
