@@ -49,7 +49,10 @@ _VERSIONED = ("torch", "lightning", "hydra-core", "dvc", "wandb", "sentencepiece
 
 
 class Stage:
-    """One run of a stage: typed sections of its configuration, its inputs and outputs."""
+    """One run of a stage: typed sections of its configuration, its inputs and outputs.
+
+    `facts` is what the stage itself adds to its run.json.
+    """
 
     def __init__(self, name: str, config: DictConfig) -> None:
         self.name = name
@@ -57,6 +60,7 @@ class Stage:
         self.out_dir = Path(build(str, self.config["out_dir"], key="out_dir"))
         self.metrics_dir = Path(build(str, self.config["metrics_dir"], key="metrics_dir"))
         self.seed = build_seed(self.config["seed"])
+        self.facts: dict[str, Any] = {}
 
     def section(self, key: str, kind: Any) -> Any:
         """Return the section `key` (dots go deeper) as its dataclass."""
@@ -161,6 +165,7 @@ def _write_run_file(stage: Stage, wall_s: float) -> None:
         "device": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        **stage.facts,
         "wall_s": round(wall_s, 1),
     }
     write_json(stage.metrics_dir / "run.json", content)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stage import Stage, locked
-from trilith.hardware import HardwareConfig, peak_flops, prepare_cpu
+from trilith.hardware import HardwareConfig, find_peak, prepare_cpu
 from trilith.training.fit import RunPlace
 from trilith.training.tracking import TrackingConfig, start_run
 
@@ -28,6 +28,8 @@ def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> Iterator[Ru
     key = stage.key(name, stage.seed, hardware.threads, *depends_on)
     resume_dir = Path("runs/resume") / key
     tracking = stage.section("tracking", TrackingConfig)
+    peak = find_peak(hardware)
+    stage.facts["peak"] = peak.name
     with locked(resume_dir):
         history = start_run(tracking, name=name, run_id=f"{name}-{key}", settings=stage.config)
         yield RunPlace(
@@ -35,7 +37,7 @@ def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> Iterator[Ru
             resume_dir=resume_dir,
             metrics_dir=stage.metrics_dir,
             wandb_run=history,
-            peak_flops=peak_flops(hardware),
+            peak_flops=peak.flops,
             seed=stage.seed,
         )
         history.finish()

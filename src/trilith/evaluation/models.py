@@ -64,11 +64,7 @@ def evaluate_models(
     files = [read_packed(path) for path in sorted(packed_dir.glob("*.safetensors"), key=_order)]
     for file in files:
         _require_tokenizer(file, tokenizer)
-    reference = build_packed_model(files[0])
-    models = {file.path.stem: _measure(file, reference, test) for file in files}
-    for figures in models.values():
-        base = models[figures["reference"]]["loss_nats"]
-        figures["perplexity_ratio"] = math.exp(figures["loss_nats"] - base)
+    models = _measure_all(files, test)
     log.info(
         "evaluate: %d models on %d test tokens; dense %.3f nats",
         len(models),
@@ -102,6 +98,16 @@ def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
             f"{file.path} holds another tokenizer than the token shards; run pack again after "
             "tokenize and pretrain"
         )
+
+
+def _measure_all(files: list[PackedFile], test: TestSet) -> dict[str, dict[str, Any]]:
+    """Measure every file beside the first, and its perplexity to that of its own reference."""
+    reference = build_packed_model(files[0])
+    models = {file.path.stem: _measure(file, reference, test) for file in files}
+    for figures in models.values():
+        base = models[figures["reference"]]["loss_nats"]
+        figures["perplexity_ratio"] = math.exp(figures["loss_nats"] - base)
+    return models
 
 
 def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from pathlib import Path
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ _BEGIN = ("train_dataloader_next", "training_step", "backward", "on_before_optim
 _END = ("batch_to_device", "training_step", "backward", "optimizer_step")
 _PART_BEGUN = dict(zip(_BEGIN, STEP_PARTS, strict=True))
 _PART_ENDED = dict(zip(_END, STEP_PARTS, strict=True))
-_STATM = Path("/proc/self/statm")
 
 
 class StepMarks(NamedTuple):
@@ -52,13 +51,13 @@ class StepClock(Profiler):
 
     def start(self, action_name: str) -> None:
         """Mark the beginning of a part, if this action begins one."""
-        part = _PART_BEGUN.get(action_name.rpartition(".")[2])
+        part, _ = _parts(action_name)
         if part is not None and part not in self._begun:
             self._begun[part] = self._mark()
 
     def stop(self, action_name: str) -> None:
         """Mark the end of a part, if this action ends one that has begun."""
-        part = _PART_ENDED.get(action_name.rpartition(".")[2])
+        _, part = _parts(action_name)
         if part is not None and part in self._begun:
             self._intervals.append((part, self._begun.pop(part), self._mark()))
 
@@ -78,14 +77,20 @@ class StepClock(Profiler):
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Highest memory of the tensors on a CUDA device so far, or memory of this process now."""
+    """Highest memory so far: of the tensors on a CUDA device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    # Elsewhere only the highest so far is known: bytes on macOS, KiB on other systems.
+    # The system counts bytes on macOS, KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# Lightning announces about a hundred actions a step, always the same.
+@cache
+def _parts(action_name: str) -> tuple[str | None, str | None]:
+    """Return the part that begins with this action, and the one that ends with it."""
+    name = action_name.rpartition(".")[2]
+    return _PART_BEGUN.get(name), _PART_ENDED.get(name)
 
 
 def _seconds(begin: Mark, end: Mark) -> float:
