@@ -75,14 +75,7 @@ def evaluate_models(
         "models": models,
         "floors": _floors(tokens_dir, held_out),
         "samples": {file.path.stem: _samples(file.path, test) for file in files},
-        "run": {
-            "model": files[0].manifest.model.name,
-            "test_tokens": len(shard.tokens) - 1,
-            "test_answers": len(answers.tokens),
-            "prompt_tokens": config.prompt_tokens,
-            "decode_tokens": config.decode_tokens,
-            "python": platform.python_version(),
-        },
+        "run": _setting(test, model_name=files[0].manifest.model.name),
     }
 
 
@@ -90,6 +83,18 @@ def _order(path: Path) -> tuple[bool, bool, bool, str]:
     """The reference first, then pretrained and evolved models, dense controls last."""
     name = path.stem
     return name != REFERENCE, name.startswith(REFERENCE), name.startswith("evolved"), name
+
+
+def _setting(test: TestSet, *, model_name: str) -> dict[str, Any]:
+    """On what, and how, everything was measured."""
+    return {
+        "model": model_name,
+        "test_tokens": len(test.held_out.tokens) - 1,
+        "test_answers": len(test.answers.tokens),
+        "prompt_tokens": test.config.prompt_tokens,
+        "decode_tokens": test.config.decode_tokens,
+        "python": platform.python_version(),
+    }
 
 
 def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
