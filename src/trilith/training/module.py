@@ -76,9 +76,9 @@ class LanguageModule(lightning.LightningModule):
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
         is_dense = self.recipe.is_dense(step, self.num_steps)
-        for layer in self.model.modules():
-            if isinstance(layer, BitLinear) and layer.is_dense != is_dense:
-                layer.is_dense = is_dense
+        if self.is_dense != is_dense:
+            self.is_dense = is_dense
+            for layer in self._grid_layers():
                 # The weights have moved since the scales were fitted.
                 layer.refit()
         optimizer = self.optimizers()
@@ -87,6 +87,25 @@ class LanguageModule(lightning.LightningModule):
             group["lr"] = self.learning_rate
             if group["decays"]:
                 group["weight_decay"] = self.recipe.decay(step, self.num_steps)
+
+    @property
+    def is_dense(self) -> bool:
+        """True while layers on a grid compute as if they were dense.
+
+        It belongs to every saved state: where it turns false the scales are fitted anew.
+        """
+        return any(layer.is_dense for layer in self._grid_layers())
+
+    @is_dense.setter
+    def is_dense(self, value: bool) -> None:
+        for layer in self._grid_layers():
+            layer.is_dense = value
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["is_dense"] = self.is_dense
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.is_dense = checkpoint["is_dense"]
 
     def configure_gradient_clipping(
         self,
@@ -97,6 +116,10 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.loss_nats = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
+
+
+    def _grid_layers(self) -> list[BitLinear]:
+        return [layer for layer in self.model.modules() if isinstance(layer, BitLinear)]
 
 
 def starts_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
