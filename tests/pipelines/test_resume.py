@@ -101,10 +101,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits_in_one_history(
     assert_same_run(whole, killed, num_steps=150)
     histories = sorted((killed / "runs/wandb").glob("offline-run-*"))
     assert len({path.name.split("-", 3)[-1] for path in histories}) == 1, "not one run id"
-    logged = [logged_steps(path) for path in histories]
-    assert len(logged) == 4
-    assert set().union(*logged) == set(range(1, 151))
-    assert min(logged[-1]) > 1 and max(logged[-1]) == 150
+    assert len(histories) == 4
+    assert set().union(*map(logged_steps, histories)) == set(range(1, 151))
 
 
 def killed_at(delay_s: float, project: Path, start_stage: StartStage, *arguments: str) -> Outcome:
@@ -124,8 +122,8 @@ def states(project: Path) -> set[str]:
 
 def logged_steps(run_dir: Path) -> set[int]:
     """Steps in the history of an offline W&B run."""
-    text = "\n".join(str(record) for record in records(run_dir))
-    return {int(step) for step in re.findall(r"train/step\D+(\d+)", text)}
+    history = [record["history"]["item"] for record in records(run_dir) if "history" in record]
+    return {item["train/step"] for item in history if "train/step" in item}
 
 
 @pytest.mark.slow

@@ -12,6 +12,9 @@ from trilith.quant import BitLinear
 from trilith.training.module import LanguageModule, ends_step
 from trilith.training.step_cost import StepClock, StepMarks, memory_bytes
 
+# W&B writes its files every 15 s: what a killed run logged later than that is not in them.
+_LOGGED_AGAIN_S = 60.0
+
 
 class _Pending(NamedTuple):
     """A row whose `readings`, named, and times may still be on their way from the device."""
@@ -46,6 +49,7 @@ class CurveRecorder(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.clock.device = module.device
         self._logger = trainer.logger
+        self._log_recent_again()
 
     def on_train_batch_end(
         self,
@@ -116,6 +120,18 @@ class CurveRecorder(lightning.Callback):
             self.steps.append(row)
             self._log(row)
 
+    def _log_recent_again(self) -> None:
+        """Log the last rows of a resumed run once more: the run that logged them was killed."""
+        rows = latest_rows(self.steps, seconds=_LOGGED_AGAIN_S)
+        if not rows or self._logger is None:
+            return
+        for row in rows:
+            self._log(row)
+        for row in self.validations:
+            if row["step"] >= rows[0]["step"]:
+                named = {"validation/loss_nats": row["loss_nats"]}
+                self._logger.log_metrics(named, step=row["step"])
+
     def _log(self, row: dict[str, Any]) -> None:
         if self._logger is None:
             return
@@ -147,6 +163,16 @@ class CurveRecorder(lightning.Callback):
         self.steps = state_dict["steps"]
         self.validations = state_dict["validations"]
         self._codes = state_dict["codes"]
+
+
+def latest_rows(rows: list[dict[str, Any]], *, seconds: float) -> list[dict[str, Any]]:
+    """Return the last rows that took so many seconds together, or all."""
+    total_s = 0.0
+    for place in reversed(range(len(rows))):
+        total_s += rows[place]["step_s"]
+        if total_s >= seconds:
+            return rows[place:]
+    return rows
 
 
 class Codes(NamedTuple):

@@ -117,7 +117,6 @@ class LanguageModule(lightning.LightningModule):
         self.loss_nats = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
 
-
     def _grid_layers(self) -> list[BitLinear]:
         return [layer for layer in self.model.modules() if isinstance(layer, BitLinear)]
 

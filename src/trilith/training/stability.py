@@ -126,6 +126,7 @@ class StabilityCallback(lightning.Callback):
     def _roll_back(self, trainer: lightning.Trainer, module: LanguageModule) -> None:
         assert self.snapshot is not None
         module.model.load_state_dict(self.snapshot["model"])
+        module.is_dense = self.snapshot["is_dense"]
         trainer.optimizers[0].load_state_dict(_copy_to_cpu(self.snapshot["optimizer"]))
         torch.set_rng_state(self.snapshot["rng"])
         self.num_rollbacks += 1
@@ -165,6 +166,7 @@ class StabilityCallback(lightning.Callback):
 def _state(trainer: lightning.Trainer, module: LanguageModule) -> dict[str, Any]:
     return {
         "model": module.model.state_dict(),
+        "is_dense": module.is_dense,
         "optimizer": trainer.optimizers[0].state_dict(),
         "rng": torch.get_rng_state(),
         "step": trainer.global_step,
