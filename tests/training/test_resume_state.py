@@ -13,6 +13,7 @@ from tests.training.test_fit import rows, stopping_at
 
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
+from trilith.quant import QuantConfig
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.module import Loss, next_token_objective
@@ -96,6 +97,23 @@ def test_a_damaged_state_falls_back_to_the_one_before(
         assert f"{path} is damaged" in caplog.text
     assert (f"goes on from {kept[0]}" in caplog.text) == (num_damaged == 1)
     assert [row["loss_nats"] for row in rows(place.metrics_dir / "steps.csv")] == expected
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_stop_where_the_dense_phase_ends_changes_no_bit(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    fitted = QuantConfig("ternary", "least_squares", "row", None, 8)
+    half = plan._replace(recipe=replace(plan.recipe, dense_share=0.5))
+    whole, resumed = toy_model(toy, fitted), toy_model(toy, fitted)
+    fit(whole, plan=half, config=TRAIN, place=place)
+    remove(place.resume_dir)
+    # The state that is left is that of step 10, where the grid comes in.
+    with pytest.raises(RuntimeError):
+        broken = half._replace(objective=stopping_at(11, RuntimeError))
+        fit(toy_model(toy, fitted), plan=broken, config=TRAIN, place=place)
+    fit(resumed, plan=half, config=TRAIN, place=place)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
