@@ -127,7 +127,7 @@ def _write_pretraining(folder: Path, *, gap: float, seed: int) -> None:
         "train/loss_nats": 3.31 + gap, "validation/loss_nats": 3.42 + gap,
         "train/tokens_per_s": 9800.5 if ternary else 11_400.2, "train/mfu": 0.41,
         "train/num_tokens": NUM_STEPS * BATCH_TOKENS, "train/num_steps": NUM_STEPS,
-        "train/result_step": NUM_STEPS,
+        "train/result_step": NUM_STEPS, "train/result_tokens": NUM_STEPS * BATCH_TOKENS,
         "model/num_parameters": 20_480_000, "stability/num_spikes": int(ternary),
         "stability/num_rollbacks": int(ternary), "hardware/peak_flops": 1.9e11, "wall_s": 1510.0,
     }  # fmt: skip

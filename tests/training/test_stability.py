@@ -12,7 +12,7 @@ from tests.training.test_fit import rows
 
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
-from trilith.quant import QuantConfig, fit_scale
+from trilith.quant import QuantConfig
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import Loss, next_token_objective
@@ -101,20 +101,20 @@ def test_scales_are_fitted_after_a_rollback_to_the_end_of_the_dense_phase(
     fitted = QuantConfig("ternary", "least_squares", "row", None, 8)
     model = toy_model(toy, fitted)
     layer = model.blocks[0].mlp.up
-    spoil, calls, seen = spoiling({13}, factor=math.nan), 0, []
+    spoil = spoiling({13}, factor=math.nan)
+    scales: list[torch.Tensor] = []
 
     def watching(model: Transformer, batch: Batch) -> Loss:
-        nonlocal calls
-        calls += 1
-        if calls == 14:
-            seen.append(torch.equal(layer.scale, fit_scale(layer.weight, fitted)))
+        scales.append(layer.scale.clone())
         return spoil(model, batch)
 
     # The dense phase ends with step 10, the spike at step 13 goes back to just there.
     recipe = replace(plan.recipe, dense_share=0.5)
     fit(model, plan=plan._replace(objective=watching, recipe=recipe), config=TRAIN, place=place)
     assert "to the state of step 10" in str(rows(place.metrics_dir / "events.csv"))
-    assert seen == [True]
+    # Calls 11 and 14 are the first on the grid, before and after: the weights are the same.
+    assert torch.equal(scales[13], scales[10])
+    assert not torch.equal(scales[10], scales[9])
 
 
 def test_a_run_that_stays_unstable_stops_with_a_diagnosis(

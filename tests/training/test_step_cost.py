@@ -22,16 +22,17 @@ from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.module import Loss, next_token_objective
 from trilith.training.step_cost import memory_bytes
 
-NAP_S = 0.02
+NAP_S = 0.05
 TWICE = replace(TRAIN, accumulate=2)
 
 
 class SlowBatches:
-    def __init__(self, source: BatchSource) -> None:
+    def __init__(self, source: BatchSource, nap_s: float) -> None:
         self.source = source
+        self.nap_s = nap_s
 
     def batch(self, position: int) -> Batch:
-        time.sleep(NAP_S)
+        time.sleep(self.nap_s)
         return self.source.batch(position)
 
 
@@ -75,12 +76,12 @@ def test_time_counts_in_its_part_once_for_each_micro_batch(
     toy: ModelConfig, plan: Plan, place: RunPlace, part: str, num_naps: int
 ) -> None:
     slow = {
-        "data_s": plan._replace(batches=SlowBatches(plan.batches)),
+        "data_s": plan._replace(batches=SlowBatches(plan.batches, NAP_S)),
         "forward_s": plan._replace(objective=slow_forward),
         "backward_s": plan._replace(objective=slow_backward),
     }.get(part, plan)
     with slow_optimizers() if part == "optimizer_s" else nullcontext():
-        fit(toy_model(toy), plan=slow._replace(num_steps=5), config=TWICE, place=place)
+        fit(toy_model(toy), plan=slow._replace(num_steps=3), config=TWICE, place=place)
     steps = measured(place)
     assert all(row[part] >= num_naps * NAP_S for row in steps)
     typical = {name: median(row[name] for row in steps) for name in STEP_PARTS}
@@ -105,10 +106,10 @@ def test_a_step_is_all_its_parts_and_speed_counts_all_micro_batches(
 def test_validation_and_saving_belong_to_no_step(
     toy: ModelConfig, plan: Plan, place: RunPlace
 ) -> None:
-    slow = plan._replace(validation=SlowBatches(plan.validation))
+    slow = plan._replace(validation=SlowBatches(plan.validation, 0.3))
     often = replace(TRAIN, validate_every=1, checkpoint_every=1)
-    fit(toy_model(toy), plan=slow._replace(num_steps=5), config=often, place=place)
-    assert min(row["step_s"] for row in measured(place)) < NAP_S
+    fit(toy_model(toy), plan=slow._replace(num_steps=2), config=often, place=place)
+    assert min(row["step_s"] for row in measured(place)) < 0.3
 
 
 def test_memory_is_the_highest_of_the_process() -> None:

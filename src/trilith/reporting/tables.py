@@ -22,6 +22,7 @@ TRAINING_ROWS: tuple[tuple[str, str, float], ...] = (
     ("train/num_tokens", "tokens seen (count)", 1),
     ("train/num_steps", "optimizer steps (count)", 1),
     ("train/result_step", "step of the resulting weights (count)", 1),
+    ("train/result_tokens", "tokens they have seen (count)", 1),
     ("model/num_parameters", "parameters (count)", 1),
     ("train/tokens_per_s", "speed (tokens/s)", 1),
     ("train/mfu", "MFU (0 to 1)", 1),

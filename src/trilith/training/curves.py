@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from trilith.files import FLIP_INTERVAL
+from trilith.model import Transformer
 from trilith.quant import BitLinear
 from trilith.training.module import LanguageModule, ends_step
+from trilith.training.sharding import whole_blocks
 from trilith.training.step_cost import StepClock, StepMarks, memory_bytes
 
 # W&B writes its files every 15 s: what a killed run logged later than that is not in them.
@@ -144,7 +146,7 @@ class CurveRecorder(lightning.Callback):
     ) -> dict[str, Tensor]:
         if trainer.global_step % FLIP_INTERVAL:
             return {}
-        on_grid = all_codes(module)
+        on_grid = all_codes(module.model)
         if on_grid is None:
             return {}
         signals = {"zero_share": on_grid.zero_share}
@@ -182,11 +184,13 @@ class Codes(NamedTuple):
     zero_share: Tensor
 
 
-def all_codes(module: torch.nn.Module) -> Codes | None:
+def all_codes(model: Transformer) -> Codes | None:
     """Return the codes of all layers on a grid; None without such layers."""
     codes, num_zero = [], []
-    for layer in module.modules():
-        if isinstance(layer, BitLinear) and not layer.is_dense:
+    for block in whole_blocks(model):
+        for layer in block.modules():
+            if not isinstance(layer, BitLinear) or layer.quantized_share == 0:
+                continue
             layer_codes = layer.quantized_weight().codes.flatten()
             grid = layer.config.levels
             if 0 in grid.numerators:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db, move_to_grid
-from trilith.files import read_json, remove, replacing, write_json
+from trilith.files import is_first_process, read_json, remove, replacing, write_json
 from trilith.model import Checkpoint, Transformer, load_checkpoint, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
+from trilith.training.devices import wait_for_all
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
-from trilith.training.module import Loss, Objective, cross_entropy
+from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
 from trilith.training.pretrain import check_shape, validation_windows
 from trilith.training.recipe import Recipe
 
@@ -152,8 +153,11 @@ def evolve(
             checkpoint = load_checkpoint(folder, made_by="evolve")
             phase_metrics = read_json(folder / "curves" / "metrics.json", made_by="evolve")
             metrics |= {f"{job.name}/{key}": value for key, value in phase_metrics.items()}
-    _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
-    remove(place.resume_dir)
+    # Until here the others may still read a finished phase.
+    wait_for_all()
+    if is_first_process():
+        _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
+        remove(place.resume_dir)
     return metrics
 
 
@@ -185,7 +189,7 @@ def _jobs(config: EvolveConfig, arm: str) -> list[_Job]:
 
 
 def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -> None:
-    """Train one phase and save its checkpoint with its curves as a folder."""
+    """Train one phase; save checkpoint and curves as a folder that every process then sees."""
     inputs, train, place = setting.inputs, setting.train, setting.place
     curves_dir = place.resume_dir / "curves" / job.name
     model = move_to_grid(before.model, job.quant)
@@ -201,22 +205,24 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
     metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
-    write_json(curves_dir / "metrics.json", metrics)
-    num_steps = metrics["train/result_step"]
-    num_answers = num_steps * train.accumulate * setting.config.answer_rows
+    num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
+    num_answers = num_steps * _batches_per_step(setting) * setting.config.answer_rows
     seen = before.provenance
     provenance = seen | {
         "name": job.name,
         "reference": job.reference,
-        "num_tokens_seen": seen["num_tokens_seen"] + num_steps * train.tokens_per_step,
+        "num_tokens_seen": seen["num_tokens_seen"] + num_tokens,
         "num_answers_seen": seen.get("num_answers_seen", 0) + num_answers,
         "num_steps": seen["num_steps"] + num_steps,
     }
-    result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
-    with replacing(folder) as partial:
-        save_checkpoint(result, partial)
-        shutil.move(curves_dir, partial / "curves")
-    remove(phase_place.resume_dir)
+    if is_first_process():
+        result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
+        write_json(curves_dir / "metrics.json", metrics)
+        with replacing(folder) as partial:
+            save_checkpoint(result, partial)
+            shutil.move(curves_dir, partial / "curves")
+        remove(phase_place.resume_dir)
+    wait_for_all()
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
 
 
@@ -235,6 +241,7 @@ def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
 def _objective(setting: _Setting, job: _Job) -> Objective:
     """Cross-entropy of plain text and answers, and for the evolved arm the pull of the twin."""
     teacher = setting.inputs.twin.model
+    z_loss = setting.config.recipe.z_loss
     kl_weight = 0.0 if job.quant is None else setting.config.kl_weight
 
     def objective(model: Transformer, batch: EvolveBatch) -> Loss:
@@ -244,6 +251,8 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
         num_plain = counted_targets(batch.plain)
         num_answers = counted_targets(batch.answers)
         total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
+        if z_loss:
+            total = total + z_loss * z_penalty(plain_logits, batch.plain)
         if kl_weight:
             with torch.no_grad():
                 teacher_logits = teacher(batch.plain.inputs_BT)
@@ -273,4 +282,8 @@ def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
         batch_size=setting.config.answer_rows,
         seed=seed + 1,
     )
-    return PlainAndAnswers(plain, answers, first=first_step * train.accumulate)
+    return PlainAndAnswers(plain, answers, first=first_step * _batches_per_step(setting))
+
+
+def _batches_per_step(setting: _Setting) -> int:
+    return setting.train.accumulate * setting.place.trainer.world_size

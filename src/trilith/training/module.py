@@ -7,6 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -14,6 +15,7 @@ from trilith.model import Transformer
 from trilith.quant import BitLinear
 from trilith.training.batches import IGNORED, Batch
 from trilith.training.recipe import Recipe, build_optimizer
+from trilith.training.sharding import gathered, refit_scales, sharded_copy
 
 
 class Loss(NamedTuple):
@@ -33,17 +35,26 @@ def cross_entropy(logits_BTV: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def next_token_objective(model: Transformer, batch: Batch) -> Loss:
-    """Cross-entropy of the next token."""
-    nats = cross_entropy(model(batch.inputs_BT), batch)
-    return Loss(nats, nats.detach())
+def z_penalty(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Mean squared log of the softmax's denominator over the counted targets."""
+    log_z_BT = logits_BTV.float().logsumexp(dim=-1)
+    return log_z_BT[batch.targets_BT != IGNORED].square().mean()
+
+
+def next_token_objective(model: Transformer, batch: Batch, *, z_loss: float = 0.0) -> Loss:
+    """Cross-entropy of the next token, and `z_loss` times the z-penalty."""
+    logits_BTV = model(batch.inputs_BT)
+    nats = cross_entropy(logits_BTV, batch)
+    total = nats + z_loss * z_penalty(logits_BTV, batch) if z_loss else nats
+    return Loss(total, nats.detach())
 
 
 class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
     `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
-    are those of the last optimizer step, over all its micro-batches.
+    are those of the last optimizer step, over all its micro-batches on all devices: every process
+    has the same. Where weights are sharded `model` becomes a sharded copy of the given one.
     """
 
     def __init__(
@@ -60,6 +71,11 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
 
+    def configure_model(self) -> None:
+        # Only the sharding strategy makes a mesh; Lightning calls this for each fit and validate.
+        if self.device_mesh is not None:
+            self.model = sharded_copy(self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
         self.micro_losses.append(loss.nats)
@@ -67,20 +83,17 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats = cross_entropy(self.model(batch.inputs_BT), batch)
-        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
+        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.model, self.recipe)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if not starts_step(self.trainer, batch_idx):
+            return
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
-        is_dense = self.recipe.is_dense(step, self.num_steps)
-        if self.is_dense != is_dense:
-            self.is_dense = is_dense
-            for layer in self._grid_layers():
-                # The weights have moved since the scales were fitted.
-                layer.refit()
+        start_quantized_step(self.model, step=step, num_steps=self.num_steps, recipe=self.recipe)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
@@ -88,37 +101,35 @@ class LanguageModule(lightning.LightningModule):
             if group["decays"]:
                 group["weight_decay"] = self.recipe.decay(step, self.num_steps)
 
-    @property
-    def is_dense(self) -> bool:
-        """True while layers on a grid compute as if they were dense.
-
-        It belongs to every saved state: where it turns false the scales are fitted anew.
-        """
-        return any(layer.is_dense for layer in self._grid_layers())
-
-    @is_dense.setter
-    def is_dense(self, value: bool) -> None:
-        for layer in self._grid_layers():
-            layer.is_dense = value
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["is_dense"] = self.is_dense
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.is_dense = checkpoint["is_dense"]
-
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.loss_nats = torch.stack(self.micro_losses).mean()
+        parameters = list(self.model.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.grad_norm = gathered(nn.utils.get_total_norm(grads))
+        nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, self.grad_norm)
+        loss_nats = torch.stack(self.micro_losses).mean()
+        self.loss_nats = self.trainer.strategy.reduce(loss_nats, reduce_op="mean")
         self.micro_losses.clear()
 
-    def _grid_layers(self) -> list[BitLinear]:
-        return [layer for layer in self.model.modules() if isinstance(layer, BitLinear)]
+
+def start_quantized_step(model: Transformer, *, step: int, num_steps: int, recipe: Recipe) -> None:
+    """Put all layers of a grid where the recipe has them at this optimizer step.
+
+    When a dense phase ends, scales are fitted: the weights have moved since they were made.
+    """
+    share = recipe.quantized_share(step, num_steps)
+    leaves_dense = share > 0 and step > 0 and recipe.quantized_share(step - 1, num_steps) == 0
+    if leaves_dense:
+        refit_scales(model)
+    for layer in model.modules():
+        if isinstance(layer, BitLinear):
+            layer.quantized_share = share
+            # A sharded weight is whole only during the forward pass, which then quantizes.
+            layer.start_step(hold=not isinstance(layer.weight, DTensor))
 
 
 def starts_step(trainer: lightning.Trainer, batch_idx: int) -> bool:

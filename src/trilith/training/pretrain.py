@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from trilith.files import remove
+from trilith.files import is_first_process, remove
 from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
@@ -41,8 +42,11 @@ class PretrainConfig:
             raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
         if self.dense.quant is not None or self.ternary.quant is None:
             raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
-        if self.dense.recipe.dense_share:
-            raise ValueError("pretrain.dense.recipe.dense_share must be 0: it is dense anyway")
+        if self.dense.recipe.dense_share or self.dense.recipe.ramp_steps:
+            raise ValueError(
+                "pretrain.dense.recipe: dense_share and ramp_steps must be 0: it is dense anyway"
+            )
+        self.ternary.recipe.check_length(self.num_steps)
 
 
 class PretrainPlan(NamedTuple):
@@ -73,17 +77,21 @@ def pretrain(
         seed=place.seed,
     )
     held_out = validation_windows(validation.tokens, config)
-    fit_plan = Plan(plan.num_steps, plan.twin.recipe, next_token_objective, windows, held_out)
+    recipe = plan.twin.recipe
+    objective = partial(next_token_objective, z_loss=recipe.z_loss)
+    fit_plan = Plan(plan.num_steps, recipe, objective, windows, held_out)
     metrics = fit(model, plan=fit_plan, config=config, place=place)
     provenance = {
         "name": place.name,
         "reference": "dense",
-        "num_tokens_seen": metrics["train/result_step"] * config.tokens_per_step,
+        "num_tokens_seen": metrics["train/result_tokens"],
         "num_steps": metrics["train/result_step"],
         "seed": place.seed,
     }
-    save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
-    remove(place.resume_dir)
+    if is_first_process():
+        checkpoint = Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance)
+        save_checkpoint(checkpoint, out_dir)
+        remove(place.resume_dir)
     metrics["model/num_parameters"] = count_parameters(plan.model).total
     log.info(
         "%s: %d steps, %d tokens, validation loss %.3f nats, %.0f s -> %s",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trilith.training.module import LanguageModule, ends_step, starts_step
+from trilith.training.sharding import is_sharded, refit_scales
 
 # Turns a median absolute deviation into the standard deviation of a Gaussian.
 _MAD_TO_SIGMA = 1.4826
@@ -90,9 +91,8 @@ class StabilityCallback(lightning.Callback):
         if not starts_step(trainer, batch_idx):
             return
         step = trainer.global_step
-        if module.recipe.is_dense(step - 1, module.num_steps) and not module.recipe.is_dense(
-            step, module.num_steps
-        ):
+        share = module.recipe.quantized_share
+        if step and share(step - 1, module.num_steps) != share(step, module.num_steps):
             # The loss jumps when the weights first go on the grid: losses before say nothing.
             self.detector.losses.clear()
         if step % self.config.snapshot_every == 0 or self.snapshot is None:
@@ -126,7 +126,10 @@ class StabilityCallback(lightning.Callback):
     def _roll_back(self, trainer: lightning.Trainer, module: LanguageModule) -> None:
         assert self.snapshot is not None
         module.model.load_state_dict(self.snapshot["model"])
-        module.is_dense = self.snapshot["is_dense"]
+        share, step = module.recipe.quantized_share, self.snapshot["step"]
+        if share(max(0, step - 1), module.num_steps) == 0:
+            # The snapshot is of the dense phase, and steps after it do not fit scales again.
+            refit_scales(module.model)
         trainer.optimizers[0].load_state_dict(_copy_to_cpu(self.snapshot["optimizer"]))
         torch.set_rng_state(self.snapshot["rng"])
         self.num_rollbacks += 1
@@ -147,12 +150,14 @@ class StabilityCallback(lightning.Callback):
         self.alert(f"{kind} at step {step}", detail)
 
     def state_dict(self) -> dict[str, Any]:
+        # One process saves for all, and has only its share: a resumed run takes a new snapshot.
+        snapshot = None if is_sharded(self.snapshot) else self.snapshot
         return {
             "losses": list(self.detector.losses),
             "events": self.events,
             "num_rollbacks": self.num_rollbacks,
             "last_cut_step": self.last_cut_step,
-            "snapshot": self.snapshot,
+            "snapshot": snapshot,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -166,7 +171,6 @@ class StabilityCallback(lightning.Callback):
 def _state(trainer: lightning.Trainer, module: LanguageModule) -> dict[str, Any]:
     return {
         "model": module.model.state_dict(),
-        "is_dense": module.is_dense,
         "optimizer": trainer.optimizers[0].state_dict(),
         "rng": torch.get_rng_state(),
         "step": trainer.global_step,
