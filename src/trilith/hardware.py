@@ -4,6 +4,7 @@ import ctypes
 import platform
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -59,17 +60,31 @@ def device_name() -> str:
     return _cpu_name()
 
 
-def peak_flops(config: HardwareConfig) -> float:
-    """Peak FLOP/s for MFU: the configured one, the table's, or a measured matmul."""
+class Peak(NamedTuple):
+    """What MFU is a share of: FLOP/s, and where the figure comes from."""
+
+    flops: float
+    name: str
+
+
+def find_peak(config: HardwareConfig) -> Peak:
+    """Return the peak for MFU: the configured one, the table's, or a measured matmul.
+
+    Raises:
+        ValueError: the GPU is not in the table, and none is configured.
+    """
     if config.peak_tflops is not None:
-        return config.peak_tflops * 1e12
+        flops = config.peak_tflops * 1e12
+        return Peak(flops, f"{_tflops(flops)}, set as hardware.peak_tflops")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         for key, tflops in BF16_PEAK_TFLOPS.items():
             if key in name.replace("GeForce ", ""):
-                return tflops * 1e12
+                flops = tflops * 1e12
+                return Peak(flops, f"{key} bf16 {_tflops(flops)}, data sheet")
         raise ValueError(f"no peak is known for {name}; set hardware.peak_tflops")
-    return measured_matmul_flops()
+    flops = measured_matmul_flops()
+    return Peak(flops, f"float32 matmul {_tflops(flops)}, measured")
 
 
 def measured_matmul_flops(num_repeats: int = 20) -> float:
@@ -82,6 +97,10 @@ def measured_matmul_flops(num_repeats: int = 20) -> float:
         torch.mm(a, b)
         fastest_s = min(fastest_s, time.perf_counter() - start)
     return 2 * _MATMUL_SIZE**3 / fastest_s
+
+
+def _tflops(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s"
 
 
 def _cpu_name() -> str:

@@ -40,6 +40,8 @@ TRAIN = TrainConfig(
     validate_every=10,
     validation_batches=2,
     checkpoint_every=5,
+    keep_last=2,
+    result="last",
     stability=STABILITY,
 )
 RECIPE = Recipe(
