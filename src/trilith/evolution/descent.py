@@ -3,7 +3,7 @@
 import torch
 
 from trilith.model import Transformer, build_model, load_weights
-from trilith.quant import BitLinear, QuantConfig, dequantize, sqnr_db
+from trilith.quant import SCALE_NAMES, BitLinear, QuantConfig, dequantized_weight, sqnr_db
 
 
 def move_to_grid(model: Transformer, quant: QuantConfig | None) -> Transformer:
@@ -14,8 +14,8 @@ def move_to_grid(model: Transformer, quant: QuantConfig | None) -> Transformer:
         quant: the grid to move to; None for dense.
     """
     moved = build_model(model.config, quant)
-    kept = {name: t for name, t in model.state_dict().items() if not name.endswith(".scale")}
-    fresh = {name: t for name, t in moved.state_dict().items() if name.endswith(".scale")}
+    kept = {name: t for name, t in model.state_dict().items() if not _is_scale(name)}
+    fresh = {name: t for name, t in moved.state_dict().items() if _is_scale(name)}
     load_weights(moved, kept | fresh, origin="the model that is moved to another grid")
     for module in moved.modules():
         if isinstance(module, BitLinear):
@@ -29,6 +29,9 @@ def grid_sqnr_db(model: Transformer) -> float:
     ratios = []
     for module in model.modules():
         if isinstance(module, BitLinear):
-            codes, scale = module.quantized_weight()
-            ratios.append(sqnr_db(module.weight, dequantize(codes, scale, module.config.levels)))
+            ratios.append(sqnr_db(module.weight, dequantized_weight(module)))
     return sum(ratios) / len(ratios)
+
+
+def _is_scale(name: str) -> bool:
+    return name.rpartition(".")[2] in SCALE_NAMES

@@ -1,5 +1,11 @@
 """Kernels: packed bytes x int8 activations -> float. One reference, many speeds."""
 
+from trilith.kernels.arithmetic import (
+    BFloat16Arithmetic,
+    NativeArithmetic,
+    TensorCoreArithmetic,
+    fastest_arithmetic,
+)
 from trilith.kernels.choice import Isa, available_isas, chosen_isa
 from trilith.kernels.linear import PackedLinear
 from trilith.kernels.native_path import NativeProduct, native_bytes
@@ -8,15 +14,22 @@ from trilith.kernels.torch_path import TorchFloatProduct, TorchProduct
 from trilith.kernels.weight import PackedWeight, pack_weight
 
 __all__ = [
+    "BFloat16Arithmetic",
     "Isa",
+    "NativeArithmetic",
     "NativeProduct",
     "PackedLinear",
     "PackedWeight",
+    "TensorCoreArithmetic",
     "TorchFloatProduct",
     "TorchProduct",
     "available_isas",
     "chosen_isa",
+<<<<<<< HEAD
     "native_bytes",
+=======
+    "fastest_arithmetic",
+>>>>>>> main
     "pack_weight",
     "packed_product",
 ]

@@ -34,8 +34,8 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With n = x / rms: dx = (w g - n mean(w g n)) / rms, dw = sum of g n over tokens."""
         x, weight, inv_rms = ctx.saved_tensors  # type: ignore[attr-defined]
-        # Under autocast grad and x may both be bfloat16, and the sums below are float32.
-        product = (grad.to(inv_rms.dtype) * x).reshape(-1, x.shape[-1])
+        grad = grad.to(inv_rms.dtype)
+        product = (grad * x).reshape(-1, x.shape[-1])
         grad_weight = inv_rms.view(1, -1) @ product
         mean = (product @ weight).view_as(inv_rms) * inv_rms.pow(3) / x.shape[-1]
         grad_x = (grad * weight).mul_(inv_rms).addcmul_(x, mean, value=-1)
