@@ -79,7 +79,7 @@ def _training_help(setup: "TrainingSetup", target: Target) -> list[str]:
         "train.precision=bf16-mixed": {"precision": "bf16-mixed"},
         "batch=1": {"batch_size": 1},
         "optimizer=muon": {"optimizer": "muon"},
-        "block inputs kept alone (not offered yet)": {"kept": "block inputs"},
+        "train.acceleration.checkpoint_activations=true": {"kept": "block inputs"},
     }
     before = plan_training(setup).total
     helping = {

@@ -14,7 +14,12 @@ Variant = Literal["dense", "ternary"]
 Kind = Literal["cpu", "cuda"]
 
 _OWN = ("context", "batch", "prompt", "device", "variant")
-_TRAIN_KEYS = ("train.precision", "train.accumulate")
+_TRAIN_KEYS = (
+    "train.precision",
+    "train.accumulate",
+    "train.acceleration.arithmetic",
+    "train.acceleration.checkpoint_activations",
+)
 
 
 class Target(NamedTuple):
@@ -46,27 +51,40 @@ def read_plan(choices: Sequence[str]) -> Plan:
     variant = _variant(own.get("variant", "ternary"))
     for override in overrides:
         _require_effect(override, variant)
-    target = _target(own.get("device"))
-    sections = compose_plan(overrides)
+    return plan_of(compose_plan(overrides), own, _target(own.get("device")), variant=variant)
+
+
+def plan_of(
+    sections: dict[str, Any], own: dict[str, str], target: Target, *, variant: Variant = "ternary"
+) -> Plan:
+    """Plan what the composed sections say, and the command's own keys where given."""
     trained_context = sections["model"].context
     longest = max(trained_context, _count("context", own.get("context", trained_context)))
-    sections["model"] = replace(sections["model"], context=longest)
+    model = replace(sections["model"], context=longest)
     return Plan(
-        training_setup(sections, variant, own, target.kind),
-        _generation_setup(sections, variant, own, target),
+        _training_setup(sections | {"model": model}, variant, own, target.kind),
+        _generation_setup(sections | {"model": model}, variant, own, target),
         trained_context,
         target,
     )
 
 
-def training_setup(
+def this_machine() -> Target:
+    """The first GPU of this machine, else its memory."""
+    return _target(None)
+
+
+def _training_setup(
     sections: dict[str, Any], variant: Variant, own: dict[str, str], kind: Kind
 ) -> "TrainingSetup":
     """The training run of a twin by the composed sections."""
+    from trilith.kernels import chosen_isa
     from trilith.quant import QuantConfig
     from trilith.training.memory import TrainingSetup
 
     train, twin = sections["train"], sections["pretrain"][variant]
+    how = train["acceleration"]
+    is_native = kind == "cpu" and how["arithmetic"] == "int8" and chosen_isa() is not None
     return TrainingSetup(
         model=sections["model"],
         quant=None if twin["quant"] is None else QuantConfig(**twin["quant"]),
@@ -76,6 +94,9 @@ def training_setup(
         batch_size=_count("batch", own.get("batch", train["micro_batch_size"])),
         accumulate=_count("train.accumulate", train["accumulate"]),
         device=kind,
+        arithmetic="tiles" if is_native else "tensors",
+        kept="block inputs" if how["checkpoint_activations"] else "everything",
+        z_loss=twin["recipe"]["z_loss"],
     )
 
 
@@ -126,8 +147,9 @@ def _variant(name: str) -> Variant:
 def _require_effect(override: str, variant: Variant) -> None:
     """Refuse an override that no figure of the plan depends on."""
     key = override.lstrip("+~").partition("=")[0]
-    groups = ["model", "tokenizer", "train", f"recipe@pretrain.{variant}.recipe"]
-    keys = ["tokenizer.vocab_size", *_TRAIN_KEYS, f"pretrain.{variant}.recipe.optimizer"]
+    recipe = f"pretrain.{variant}.recipe"
+    groups = ["model", "tokenizer", "train", f"recipe@{recipe}"]
+    keys = ["tokenizer.vocab_size", *_TRAIN_KEYS, f"{recipe}.optimizer", f"{recipe}.z_loss"]
     prefixes = ["model."]
     if variant == "ternary":
         groups += ["quant", "pack"]

@@ -14,8 +14,11 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def size_rows(parts: Mapping[str, Sequence[int]], *, totals: Sequence[int]) -> list[list[str]]:
-    """Rows of bytes by part and their totals, in MB or, for large totals, GB (10^6, 10^9)."""
-    unit, factor = ("GB", 10**9) if max(totals) >= 10**9 else ("MB", 10**6)
-    rows = [[name, *(f"{size / factor:,.2f}" for size in sizes)] for name, sizes in parts.items()]
-    return [*rows, ["total", *(f"{total / factor:,.2f} {unit}" for total in totals)]]
+def size_rows(parts: Mapping[str, Sequence[int]], *, totals: Sequence[int] = ()) -> list[list[str]]:
+    """Rows of bytes by part, with totals if given, in MB or, for large ones, GB (10^6, 10^9)."""
+    largest = max(totals or [size for sizes in parts.values() for size in sizes])
+    unit, factor = ("GB", 10**9) if largest >= 10**9 else ("MB", 10**6)
+    rows = [
+        [name, *(f"{size / factor:,.2f} {unit}" for size in sizes)] for name, sizes in parts.items()
+    ]
+    return [*rows, ["total", *(f"{t / factor:,.2f} {unit}" for t in totals)]] if totals else rows

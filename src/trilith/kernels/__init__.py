@@ -25,11 +25,8 @@ __all__ = [
     "TorchProduct",
     "available_isas",
     "chosen_isa",
-<<<<<<< HEAD
-    "native_bytes",
-=======
     "fastest_arithmetic",
->>>>>>> main
+    "native_bytes",
     "pack_weight",
     "packed_product",
 ]

@@ -17,15 +17,10 @@ from trilith.quant import Grid, numerators_of
 # Outputs and inputs of a tile, as in trilith.h.
 TILE = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
-<<<<<<< HEAD
-_MAX_INPUTS = 2**19
-_MAX_OFFSET = 16
-# Places in the table of levels: 4 bits name one.
-_NUM_LEVELS = 16
-=======
 MAX_INPUTS = 2**19
 MAX_OFFSET = 16
->>>>>>> main
+# Places in the table of levels: 4 bits name one.
+NUM_LEVELS = 16
 
 
 class NativeProduct(nn.Module):
@@ -47,7 +42,7 @@ class NativeProduct(nn.Module):
         if self.bits == 2:
             codes_OI = (numerators_of(codes_OI, weight.grid) + 1).to(torch.uint8)
         self.register_buffer("codes", tile_codes(codes_OI, self.num_groups, bits=self.bits))
-        levels = torch.zeros(_NUM_LEVELS, dtype=torch.uint8)
+        levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
         levels[: weight.grid.num_levels] = torch.tensor(weight.grid.numerators) + self.offset
         self.register_buffer("levels", levels)
         factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
@@ -102,11 +97,7 @@ class NativeProduct(nn.Module):
 def fits_native(weight: PackedWeight) -> bool:
     """True if no sum of this weight can overflow and its codes fit the tiles."""
     grid = weight.grid
-<<<<<<< HEAD
-    fits = grid.numerators[-1] <= _MAX_OFFSET and grid.num_levels <= _NUM_LEVELS
-    return fits and weight.shape[1] <= _MAX_INPUTS
-=======
-    fits = grid.numerators[-1] <= MAX_OFFSET and grid.num_levels <= 16
+    fits = grid.numerators[-1] <= MAX_OFFSET and grid.num_levels <= NUM_LEVELS
     return fits and weight.shape[1] <= MAX_INPUTS
 
 
@@ -115,17 +106,13 @@ def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, bits: int) -> int:
     num_out, num_in = shape
     group_tiles = -(-(num_in // num_groups) // TILE)
     return -(-num_out // TILE) * num_groups * group_tiles * TILE * TILE * bits // 8
->>>>>>> main
 
 
 def native_bytes(shape: tuple[int, int], *, num_groups: int, grid: Grid) -> int:
-    """Bytes that `NativeProduct` holds of a weight of this shape: tiles, levels and factors."""
-    with torch.device("meta"):
-        tiles = tile_codes(
-            torch.empty(shape, dtype=torch.uint8), num_groups, bits=_bits_of(grid)
-        ).nbytes
-    padded_out = -(-shape[0] // _TILE) * _TILE
-    return tiles + _NUM_LEVELS + torch.float32.itemsize * num_groups * padded_out
+    """Bytes that kernels hold of a weight of this shape: tiles, levels and factors."""
+    padded_out = -(-shape[0] // TILE) * TILE
+    factors = torch.float32.itemsize * num_groups * padded_out
+    return tiled_bytes(shape, num_groups, bits=_bits_of(grid)) + NUM_LEVELS + factors
 
 
 def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:

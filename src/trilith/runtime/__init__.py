@@ -6,6 +6,7 @@ from trilith.runtime.memory import (
     InferenceSetup,
     Kernel,
     cache_bits,
+    file_bytes,
     longest_context,
     plan_inference,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "TextDecoder",
     "TextTokenizer",
     "cache_bits",
+    "file_bytes",
     "longest_context",
     "plan_inference",
     "stream_text",

@@ -10,7 +10,9 @@ from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor, nn
 
+from trilith.kernels import native_bytes
 from trilith.model import ModelConfig, Transformer, build_model
 from trilith.quant import QuantConfig, num_scales
 from trilith.training.recipe import OptimizerName
@@ -18,6 +20,8 @@ from trilith.training.recipe import OptimizerName
 Precision = Literal["32-true", "bf16-mixed"]
 # What a block keeps for its backward pass: all of it, or its input alone (it runs again).
 Kept = Literal["everything", "block inputs"]
+# What products on a grid compute with: tensors, or native kernels with tiles of their own.
+Arithmetic = Literal["tensors", "tiles"]
 
 _FLOAT32 = 4
 _BFLOAT16 = 2
@@ -35,7 +39,9 @@ class TrainingSetup:
     batch_size: int
     accumulate: int
     device: Literal["cpu", "cuda"]
-    kept: Kept = "everything"
+    arithmetic: Arithmetic
+    kept: Kept
+    z_loss: float
 
     def __post_init__(self) -> None:
         for key in ("context", "batch_size", "accumulate"):
@@ -58,7 +64,7 @@ class TrainingMemory(NamedTuple):
         gradients: float32, one for each weight.
         optimizer: its state.
         snapshot: weights and optimizer state to roll back to, which lie in the host's memory.
-        weight_copies: weights on the grid or in bfloat16, kept from forward to backward.
+        weight_copies: weights on the grid, kept for a step, or in bfloat16, for a micro-batch.
         activations: what autograd keeps of one micro-batch.
         working: what else lives at the worst moment: logits and their gradient, or an MLP's.
     """
@@ -77,49 +83,53 @@ class TrainingMemory(NamedTuple):
 
 
 class StateBytes(NamedTuple):
-    """Bytes of what a run carries from step to step, and of a snapshot of it."""
+    """Bytes of weights with their scales, of gradients, of the optimizer, of a snapshot to keep."""
 
     weights: int
+    gradients: int
     optimizer: int
     snapshot: int
 
 
 def plan_training(setup: TrainingSetup) -> TrainingMemory:
     """Plan the memory of a training step on one device."""
-    model = _on_meta(setup.model)
-    state = state_bytes(model, quant=setup.quant, optimizer=setup.optimizer)
-    gradients = _FLOAT32 * sum(weight.numel() for weight in model.parameters())
-    copies = _weight_copies(model, setup)
-    activations = _activation_bytes(setup)
+    state = state_bytes(setup.model, quant=setup.quant, optimizer=setup.optimizer)
+    copies, activations = _weight_copies(setup), _activation_bytes(setup)
     snapshot = state.snapshot if setup.device == "cpu" else 0
     # A new snapshot is made, between two steps, before the old one goes.
-    working = max(_working_bytes(setup, gradients), snapshot - copies - activations)
+    working = max(_working_bytes(setup, state.gradients), snapshot - copies - activations)
     return TrainingMemory(
-        state.weights, gradients, state.optimizer, snapshot, copies, activations, working
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        snapshot=snapshot,
+        weight_copies=copies,
+        activations=activations,
+        working=working,
     )
 
 
 def state_bytes(
-    model: Transformer, *, quant: QuantConfig | None, optimizer: OptimizerName
+    config: ModelConfig, *, quant: QuantConfig | None, optimizer: OptimizerName
 ) -> StateBytes:
-    """Bytes of the weights with their scales, and of the optimizer's state.
+    """Bytes of what a run carries from step to step.
 
-    AdamW keeps two moments of each weight; Muon one of each projection, and AdamW's of the rest.
+    AdamW keeps two moments of each trained number; Muon one of each projection, and AdamW's of the
+    rest. A learned scale is trained; a fitted one is kept.
     """
-    numel = {name: weight.numel() for name, weight in model.named_parameters()}
-    projections = {name: model.get_parameter(name) for name in numel if _is_projection(name)}
-    scales = 0
-    if quant is not None and quant.scale_rule == "least_squares":
-        scales = sum(num_scales(weight, quant) for weight in projections.values())
-    moments = 2 * sum(numel.values())
+    model = _on_meta(config)
+    num_weights = sum(weight.numel() for weight in model.parameters())
+    rule = None if quant is None else quant.scale_rule
+    scales = sum(num_scales(weight, quant) for weight in _projections(model)) if quant else 0
+    trained = num_weights + (scales if rule == "learned" else 0)
+    moments = 2 * trained
     if optimizer == "muon":
-        moments -= sum(weight.numel() for weight in projections.values())
-    weights = sum(numel.values()) + scales
+        moments -= sum(weight.numel() for weight in _projections(model))
+    weights = trained + (scales if rule == "least_squares" else 0)
     # A tied head is copied beside the embedding that it is.
-    twice = model.head.weight.numel() if model.config.tied_head else 0
-    return StateBytes(
-        _FLOAT32 * weights, _FLOAT32 * moments, _FLOAT32 * (weights + moments + twice)
-    )
+    twice = model.head.weight.numel() if config.tied_head else 0
+    counts = (weights, trained, moments, weights + moments + twice)
+    return StateBytes(*(_FLOAT32 * count for count in counts))
 
 
 @cache
@@ -128,8 +138,8 @@ def _on_meta(config: ModelConfig) -> Transformer:
         return build_model(config, None)
 
 
-def _is_projection(name: str) -> bool:
-    return name.startswith("blocks.") and not name.endswith("norm.weight")
+def _projections(model: Transformer) -> list[Tensor]:
+    return [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
 
 
 def _activation_bytes(setup: TrainingSetup) -> int:
@@ -144,23 +154,42 @@ def _working_bytes(setup: TrainingSetup, gradients: int) -> int:
     num_tokens = setup.batch_size * setup.context
     logits = _FLOAT32 * num_tokens * config.vocab_size
     # An MLP's backward pass, after the log-probabilities have gone; norms compute in float32.
-    widths = 3 if _stream_bytes(setup) == _BFLOAT16 else 2
+    widths = 3 if _value_bytes(setup) == _BFLOAT16 else 2
     block = _FLOAT32 * widths * config.mlp_width
+    gone = 0
     if setup.kept == "block inputs":
         block += _block_bytes(setup) + _FLOAT32 * 2 * config.width
+        # Autocast drops the blocks' weights after the forward pass, and makes them again in turn.
+        gone = _rounded_blocks(setup) * (config.num_layers - 1) // config.num_layers
     # Gradients of the step before live until the backward pass; one of the logits is made there.
     held = gradients if setup.accumulate > 1 else 0
-    return max(logits, held - gradients + 2 * logits, num_tokens * block - logits)
+    return max(logits, held - gradients + 2 * logits - gone, num_tokens * block - logits - gone)
 
 
-def _weight_copies(model: Transformer, setup: TrainingSetup) -> int:
-    """Bytes of the weights that a forward pass makes and the backward pass reads."""
+def _rounded_blocks(setup: TrainingSetup) -> int:
+    """Bytes of the projections that autocast rounds for a micro-batch."""
+    if setup.quant is not None or setup.precision == "32-true":
+        return 0
+    return _BFLOAT16 * sum(weight.numel() for weight in _projections(_on_meta(setup.model)))
+
+
+def _weight_copies(setup: TrainingSetup) -> int:
+    """Bytes of the weights that forward passes make and backward passes read."""
+    model, quant = _on_meta(setup.model), setup.quant
+    projections = _projections(model)
+    num_weights = sum(weight.numel() for weight in projections)
     is_mixed = setup.precision == "bf16-mixed"
-    config = setup.model
-    copies = _BFLOAT16 * config.vocab_size * config.width if is_mixed else 0
-    per_weight = _FLOAT32 if setup.quant is not None else _BFLOAT16 if is_mixed else 0
-    return copies + per_weight * sum(
-        weight.numel() for name, weight in model.named_parameters() if _is_projection(name)
+    head = _BFLOAT16 * model.head.weight.numel() if is_mixed else 0
+    if quant is None:
+        return head + _rounded_blocks(setup)
+    scales = [num_scales(weight, quant) for weight in projections]
+    # Whole numbers, and their products with the scales.
+    copies = head + _FLOAT32 * (2 * num_weights + sum(scales))
+    if setup.arithmetic == "tensors" or quant.activation_bits is None:
+        return copies
+    return copies + sum(
+        native_bytes((num_out, num_in), num_groups=max(1, scale // num_out), grid=quant.levels)
+        for (num_out, num_in), scale in zip((w.shape for w in projections), scales, strict=True)
     )
 
 
@@ -172,69 +201,48 @@ def _block_bytes(setup: TrainingSetup) -> int:
 def _attention_bytes(setup: TrainingSetup) -> int:
     config = setup.model
     width, keys = config.width, config.num_kv_heads * config.head_width
-    stream = _stream_bytes(setup)
-    mixing = _BFLOAT16 if setup.precision == "bf16-mixed" else _FLOAT32
     is_grouped = config.num_heads > config.num_kv_heads
-    # The norm's input, and what qkv reads.
-    kept = _norm_bytes(width, _FLOAT32) + _input_bytes(setup, width, _FLOAT32)
-    if config.qk_norm:
-        kept += _FLOAT32 * (config.num_heads + config.num_kv_heads)
-    # Values are a part of the projection unless they are repeated or rounded on the way.
-    is_view = not is_grouped and stream == mixing
-    if config.qk_norm or is_view:
-        kept += stream * (width + 2 * keys)
-    # Queries, keys, the attention's output and its log-sum-exp.
-    kept += mixing * (2 * width + (width if is_grouped else keys)) + _FLOAT32 * config.num_heads
-    if not is_view:
-        kept += mixing * (width if is_grouped else keys)
-    if config.sub_norm:
-        kept += _FLOAT32 + _input_bytes(setup, width, mixing)
-    elif setup.quant is not None and setup.quant.activation_bits is not None:
-        kept += _input_bytes(setup, width, mixing)
-    return kept
+    # What qkv reads, queries, keys and the attention's output; keys as often as they are used.
+    values = 3 * width + (width if is_grouped else keys)
+    if config.qk_norm or not is_grouped:
+        # The projection: norms read it, and values that are not repeated are a part of it.
+        values += width + 2 * keys
+    if is_grouped:
+        values += width
+    if config.sub_norm or _keeps_rounded_inputs(setup):
+        values += width
+    # Reciprocals of norms, and the log-sum-exp of each head.
+    floats = 1 + config.num_heads
+    floats += (config.num_heads + config.num_kv_heads) if config.qk_norm else 0
+    floats += 1 if config.sub_norm else 0
+    return _FLOAT32 * (width + floats) + _value_bytes(setup) * values
 
 
 def _mlp_bytes(setup: TrainingSetup) -> int:
     config = setup.model
-    width, hidden = config.width, config.mlp_width
-    stream = _stream_bytes(setup)
-    kept = _norm_bytes(width, _FLOAT32) + _input_bytes(setup, width, _FLOAT32)
-    if config.is_gated:
-        # Gate and value, and the activated gate (squared ReLU keeps the ReLU as well).
-        kept += stream * hidden * (3 if config.mlp == "swiglu" else 4)
-    else:
-        kept += stream * hidden
-    if config.sub_norm:
-        return kept + _norm_bytes(hidden, stream) + _input_bytes(setup, hidden, stream)
-    return kept + _input_bytes(setup, hidden, stream)
+    hidden = config.mlp_width
+    # Gate and value with the activated gate (squared ReLU keeps the ReLU as well), or the ReLU.
+    widths = {"swiglu": 3, "gated_relu2": 4, "relu2": 1}[config.mlp]
+    # What `down` reads, and the sub-norm before it.
+    widths += 2 if config.sub_norm else 1
+    floats = 1 + (1 if config.sub_norm else 0)
+    values = config.width + widths * hidden
+    return _FLOAT32 * (config.width + floats) + _value_bytes(setup) * values
 
 
 def _head_bytes(setup: TrainingSetup) -> int:
     """Bytes that embedding, last norm, head and loss keep for each token."""
     config = setup.model
-    read = _BFLOAT16 if setup.precision == "bf16-mixed" else _FLOAT32
     token_ids = 2 * 8
-    log_probabilities = _FLOAT32 * config.vocab_size
-    return _norm_bytes(config.width, _FLOAT32) + read * config.width + log_probabilities + token_ids
+    # Log-probabilities, and for the z-loss the logits.
+    floats = config.width + 1 + config.vocab_size * (2 if setup.z_loss else 1)
+    return token_ids + _FLOAT32 * floats + _value_bytes(setup) * config.width
 
 
-def _norm_bytes(width: int, bytes_per_value: int) -> int:
-    """A norm keeps its input and one reciprocal for each token."""
-    return bytes_per_value * width + _FLOAT32
+def _keeps_rounded_inputs(setup: TrainingSetup) -> bool:
+    return setup.quant is not None and setup.quant.activation_bits is not None
 
 
-def _input_bytes(setup: TrainingSetup, width: int, bytes_per_value: int) -> int:
-    """What a projection keeps of its input."""
-    if setup.quant is None:
-        return width * (_BFLOAT16 if setup.precision == "bf16-mixed" else _FLOAT32)
-    if setup.quant.activation_bits is None:
-        return width * bytes_per_value
-    # Whole numbers and one scale for each token.
-    return width * _FLOAT32 + _FLOAT32
-
-
-def _stream_bytes(setup: TrainingSetup) -> int:
-    """Bytes of a value that qkv and up give out."""
-    if setup.precision == "bf16-mixed" and setup.quant is None:
-        return _BFLOAT16
-    return _FLOAT32
+def _value_bytes(setup: TrainingSetup) -> int:
+    """Bytes of a value in between: projections give out what autocast says."""
+    return _BFLOAT16 if setup.precision == "bf16-mixed" else _FLOAT32
