@@ -21,7 +21,7 @@ def main(stage: Stage) -> None:
     origins = [twin_dir / "config.json", tokens_dir / "manifest.json"]
     hashes = [sha256(require(path, made_by="pretrain")) for path in origins]
     inputs = EvolveInputs(twin, tokens_dir, answers)
-    with open_place(stage, "evolve", depends_on=[config, train, *hashes]) as place:
+    with open_place(stage, "evolve", depends_on=[config, *hashes]) as place:
         stage.write_metrics(
             evolve(inputs, config=config, train=train, out_dir=stage.out_dir, place=place)
         )

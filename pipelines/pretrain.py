@@ -19,7 +19,7 @@ def main(stage: Stage) -> None:
     config = stage.section("train", TrainConfig)
     tokens_dir = stage.input("tokens")
     data = sha256(require(tokens_dir / "manifest.json", made_by="tokenize"))
-    with open_place(stage, variant, depends_on=[plan, config, data]) as place:
+    with open_place(stage, variant, depends_on=[plan, data]) as place:
         metrics = pretrain(
             plan, config=config, tokens_dir=tokens_dir, out_dir=stage.out_dir, place=place
         )

@@ -12,6 +12,7 @@ from trilith.model import ModelConfig
 from trilith.packed import PackConfig
 from trilith.quant import QuantConfig
 from trilith.tokens import TokenizerConfig
+from trilith.training.devices import TrainerConfig
 from trilith.training.evolve import EvolveConfig
 from trilith.training.fit import TrainConfig
 from trilith.training.pretrain import PretrainConfig
@@ -39,6 +40,7 @@ class Config:
     model: ModelConfig
     quant: QuantConfig
     train: TrainConfig
+    trainer: TrainerConfig
     pretrain: PretrainConfig
     evolve: EvolveConfig
     pack: PackConfig

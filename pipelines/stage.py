@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sections import build, build_seed
-from trilith.files import is_disk_full, write_json
+from trilith.files import is_disk_full, is_first_process, write_json
 
 log = logging.getLogger("trilith.pipelines")
 
@@ -49,10 +49,14 @@ _VERSIONED = ("torch", "lightning", "hydra-core", "dvc", "wandb", "sentencepiece
 
 
 class Stage:
-    """One run of a stage: typed sections of its configuration, its inputs and outputs."""
+    """One run of a stage: typed sections of its configuration, its inputs and outputs.
+
+    Training on several devices runs the stage once for each; `is_first` is the one that writes.
+    """
 
     def __init__(self, name: str, config: DictConfig) -> None:
         self.name = name
+        self.is_first = is_first_process()
         self.config: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         self.out_dir = Path(build(str, self.config["out_dir"], key="out_dir"))
         self.metrics_dir = Path(build(str, self.config["metrics_dir"], key="metrics_dir"))
@@ -76,13 +80,22 @@ class Stage:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json."""
-        write_json(self.metrics_dir / "metrics.json", metrics)
+        if self.is_first:
+            write_json(self.metrics_dir / "metrics.json", metrics)
 
 
 def run(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage as a Hydra program; turn what users can mend into one clear line."""
     with _explained(name):
         _insert_overrides([f"hydra.job.name={name}", *_choices(sys.argv[1:])])
+        if not is_first_process():
+            # No files of Hydra's either; a folder it must have.
+            sys.argv += [
+                "hydra.run.dir=runs/others",
+                "hydra.sweep.dir=runs/others",
+                "hydra.output_subdir=null",
+                "hydra/job_logging=none",
+            ]
     # Hydra would cut tracebacks short and exit by itself; errors are told apart below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -92,6 +105,10 @@ def run(name: str, main: Callable[[Stage], None]) -> None:
         started = time.perf_counter()
         with _explained(name):
             stage = Stage(name, config)
+            if not stage.is_first:
+                logging.disable(logging.WARNING)
+                main(stage)
+                return
             with locked(stage.out_dir):
                 main(stage)
                 _write_run_file(stage, time.perf_counter() - started)

@@ -54,6 +54,15 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
+def is_first_process() -> bool:
+    """True in the one process of a run that writes; there are more when it trains on many devices.
+
+    Whoever starts the others, torchrun, srun or Lightning, numbers them in the environment.
+    """
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(name, 0)) for name in names)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder if it exists."""
     if path.is_dir() and not path.is_symlink():

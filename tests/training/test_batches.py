@@ -94,3 +94,26 @@ def test_held_out_batches_are_the_same_each_time_whoever_stops_early() -> None:
     assert len(first) == len(again) == len(loader) == 3
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.inputs_BT, other.inputs_BT)
+
+
+def test_processes_share_the_batches_of_a_run_and_their_number_may_change() -> None:
+    class Positions:
+        def batch(self, position: int) -> int:
+            return position
+
+    def taking(num_ranks: int, num_batches: int) -> list[PositionLoader]:
+        return [
+            PositionLoader(Positions(), num_batches=num_batches, rank=rank, num_ranks=num_ranks)
+            for rank in range(num_ranks)
+        ]
+
+    first, second = taking(2, 6)
+    seen = [next(iter(loader)) for _ in range(2) for loader in (first, second)]
+    assert seen == [0, 1, 2, 3]
+    alone = taking(1, 12)[0]
+    alone.load_state_dict(first.state_dict())
+    assert list(alone) == list(range(4, 12))
+    alone.position = 4
+    for rank, loader in enumerate(taking(4, 3)):
+        loader.load_state_dict(alone.state_dict())
+        assert list(loader) == [4 + rank, 8 + rank]

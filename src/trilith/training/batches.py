@@ -109,12 +109,24 @@ class MaskedRows:
 class PositionLoader:
     """A data loader whose whole state is a position. Lightning saves and restores it.
 
+    Of several processes each takes its turn: rank r of W gives the positions r, r + W, ... Saved is
+    the number of batches that all gave out together, so that any number of processes can go on.
     It needs a length: without one Lightning fetches a batch ahead and saves the wrong position.
+
+    Args:
+        source: gives the batches.
+        num_batches: how many this process gives out.
+        rank: of this process.
+        num_ranks: how many processes take turns.
     """
 
-    def __init__(self, source: BatchSource, *, num_batches: int) -> None:
+    def __init__(
+        self, source: BatchSource, *, num_batches: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
         self.source = source
         self.num_batches = num_batches
+        self.rank = rank
+        self.num_ranks = num_ranks
         self.position = 0
 
     def __len__(self) -> int:
@@ -123,30 +135,38 @@ class PositionLoader:
     def __iter__(self) -> Iterator[Any]:
         while self.position < self.num_batches:
             self.position += 1
-            yield self.source.batch(self.position - 1)
+            yield self.source.batch((self.position - 1) * self.num_ranks + self.rank)
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of batches given out."""
-        return {"position": self.position}
+        """Return the number of batches given out by all processes."""
+        return {"position": self.position * self.num_ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches given out when the state was saved."""
-        self.position = state["position"]
+        assert state["position"] % self.num_ranks == 0, (state, self.num_ranks)
+        self.position = state["position"] // self.num_ranks
 
 
 class HeldOutLoader:
     """A data loader that gives the same batches each time it is asked.
 
     It has no state: Lightning stops asking after the last batch, before the iterator ends.
+    Of several processes each gives as many of the `num_batches`, a multiple of their number.
     """
 
-    def __init__(self, source: BatchSource, *, num_batches: int) -> None:
+    def __init__(
+        self, source: BatchSource, *, num_batches: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        assert num_batches % num_ranks == 0, (num_batches, num_ranks)
         self.source = source
         self.num_batches = num_batches
+        self.rank = rank
+        self.num_ranks = num_ranks
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self.num_batches // self.num_ranks
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.source.batch(position) for position in range(self.num_batches))
+        positions = range(self.rank, self.num_batches, self.num_ranks)
+        return (self.source.batch(position) for position in positions)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from trilith.files import FLIP_INTERVAL
+from trilith.model import Transformer
 from trilith.quant import BitLinear
 from trilith.training.module import LanguageModule, ends_step, starts_step
+from trilith.training.sharding import whole_blocks
 
 
 class CurveRecorder(lightning.Callback):
@@ -84,7 +86,7 @@ class CurveRecorder(lightning.Callback):
     def _grid_signals(self, trainer: lightning.Trainer, module: LanguageModule) -> dict[str, float]:
         if trainer.global_step % FLIP_INTERVAL:
             return {}
-        codes, zero_share = all_codes(module)
+        codes, zero_share = all_codes(module.model)
         if codes is None:
             return {}
         signals = {"zero_share": zero_share}
@@ -102,11 +104,13 @@ class CurveRecorder(lightning.Callback):
         self._codes = state_dict["codes"]
 
 
-def all_codes(module: torch.nn.Module) -> tuple[Tensor | None, float]:
+def all_codes(model: Transformer) -> tuple[Tensor | None, float]:
     """Return the codes of all quantized weights in one vector, and the share on level zero."""
     codes, num_zero = [], 0
-    for layer in module.modules():
-        if isinstance(layer, BitLinear) and layer.quantized_share > 0:
+    for block in whole_blocks(model):
+        for layer in block.modules():
+            if not isinstance(layer, BitLinear) or layer.quantized_share == 0:
+                continue
             layer_codes = layer.quantized_weight().codes.flatten()
             grid = layer.config.levels
             if 0 in grid.numerators:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db, move_to_grid
-from trilith.files import read_json, remove, replacing, write_json
+from trilith.files import is_first_process, read_json, remove, replacing, write_json
 from trilith.model import Checkpoint, Transformer, load_checkpoint, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
+from trilith.training.devices import wait_for_all
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
 from trilith.training.pretrain import check_shape, validation_windows
@@ -152,8 +153,11 @@ def evolve(
             checkpoint = load_checkpoint(folder, made_by="evolve")
             phase_metrics = read_json(folder / "curves" / "metrics.json", made_by="evolve")
             metrics |= {f"{job.name}/{key}": value for key, value in phase_metrics.items()}
-    _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
-    remove(place.resume_dir)
+    # Until here the others may still read a finished phase.
+    wait_for_all()
+    if is_first_process():
+        _hand_over(place.resume_dir / "finished", out_dir, place.metrics_dir / "curves")
+        remove(place.resume_dir)
     return metrics
 
 
@@ -185,7 +189,7 @@ def _jobs(config: EvolveConfig, arm: str) -> list[_Job]:
 
 
 def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -> None:
-    """Train one phase and save its checkpoint with its curves as a folder."""
+    """Train one phase; save checkpoint and curves as a folder that every process then sees."""
     inputs, train, place = setting.inputs, setting.train, setting.place
     curves_dir = place.resume_dir / "curves" / job.name
     model = move_to_grid(before.model, job.quant)
@@ -201,21 +205,23 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
     metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
-    write_json(curves_dir / "metrics.json", metrics)
     seen = before.provenance["num_tokens_seen"] + metrics["train/num_tokens"]
+    num_answers = job.num_steps * _batches_per_step(setting) * setting.config.answer_rows
     provenance = before.provenance | {
         "name": job.name,
         "reference": job.reference,
         "num_tokens_seen": seen,
-        "num_answers_seen": before.provenance.get("num_answers_seen", 0)
-        + job.num_steps * train.accumulate * setting.config.answer_rows,
+        "num_answers_seen": before.provenance.get("num_answers_seen", 0) + num_answers,
         "num_steps": before.provenance["num_steps"] + job.num_steps,
     }
-    result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
-    with replacing(folder) as partial:
-        save_checkpoint(result, partial)
-        shutil.move(curves_dir, partial / "curves")
-    remove(phase_place.resume_dir)
+    if is_first_process():
+        result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
+        write_json(curves_dir / "metrics.json", metrics)
+        with replacing(folder) as partial:
+            save_checkpoint(result, partial)
+            shutil.move(curves_dir, partial / "curves")
+        remove(phase_place.resume_dir)
+    wait_for_all()
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
 
 
@@ -275,4 +281,8 @@ def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
         batch_size=setting.config.answer_rows,
         seed=seed + 1,
     )
-    return PlainAndAnswers(plain, answers, first=first_step * train.accumulate)
+    return PlainAndAnswers(plain, answers, first=first_step * _batches_per_step(setting))
+
+
+def _batches_per_step(setting: _Setting) -> int:
+    return setting.train.accumulate * setting.place.trainer.world_size

@@ -21,10 +21,12 @@ from trilith.model import Transformer, training_flops_per_token
 from trilith.training.acceleration import AccelerationConfig, accelerated
 from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
+from trilith.training.devices import SINGLE, TrainerConfig, require_devices, trainer_arguments
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
 from trilith.training.resume import ResumeCallback, latest_checkpoint
+from trilith.training.sharding import copy_weights
 from trilith.training.stability import StabilityCallback, StabilityConfig
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What all training runs share. Intervals count optimizer steps."""
+    """What all training runs share. Intervals count optimizer steps.
+
+    A step takes `accumulate` batches of `micro_batch_size` windows on every device.
+    """
 
     context: int
     micro_batch_size: int
@@ -60,7 +65,7 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step."""
+        """Tokens of one optimizer step on one device."""
         return self.context * self.micro_batch_size * self.accumulate
 
 
@@ -75,7 +80,7 @@ class Plan(NamedTuple):
 
 
 class RunPlace(NamedTuple):
-    """Where one run lives: resume state, curves, tracking, and the peak for its MFU."""
+    """Where one run lives: resume state, curves, tracking, devices, and the peak of one of them."""
 
     name: str
     resume_dir: Path
@@ -83,58 +88,86 @@ class RunPlace(NamedTuple):
     wandb_run: Any
     peak_flops: float
     seed: int
+    trainer: TrainerConfig = SINGLE
 
 
 def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace) -> dict[str, Any]:
     """Train the model in place; write curves; return flat metrics.
 
-    An earlier unfinished run with the same `resume_dir` goes on where it was saved. The folder
-    stays: whoever called removes it once the model is safe on disk.
+    On several devices every process runs this, and ends with the same model and metrics; the first
+    one writes. An earlier unfinished run with the same `resume_dir` goes on where it was saved. The
+    folder stays: whoever called removes it once the model is safe on disk.
 
     Raises:
-        ValueError: the run stays unstable after all rollbacks.
+        ValueError: the run stays unstable after all rollbacks, or the devices do not fit it.
         KeyboardInterrupt: the user stopped it; the same command goes on from the last save.
     """
     started = time.perf_counter()
+    num_ranks = place.trainer.world_size
+    _check_devices(config, place.trainer)
     module = LanguageModule(
         model, objective=plan.objective, recipe=plan.recipe, num_steps=plan.num_steps
     )
     curves = CurveRecorder(
-        tokens_per_step=config.tokens_per_step,
+        tokens_per_step=config.tokens_per_step * num_ranks,
         flops_per_token=training_flops_per_token(model, config.context),
-        peak_flops=place.peak_flops,
+        peak_flops=place.peak_flops * num_ranks,
     )
     stability = StabilityCallback(config.stability, alert=_alert(place.wandb_run))
     trainer = _trainer(plan, config, place, [curves, stability])
-    held_out = HeldOutLoader(plan.validation, num_batches=config.validation_batches)
+    batches, held_out = _loaders(plan, config, trainer)
     checkpoint = latest_checkpoint(place.resume_dir)
     if checkpoint is not None:
         log.info("%s: goes on from %s", place.name, checkpoint)
     try:
         with accelerated(model, config.acceleration, trainer.strategy.root_device):
-            trainer.fit(
-                module,
-                PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
-                held_out,
-                ckpt_path=checkpoint,
-                weights_only=False,
-            )
+            trainer.fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=False)
             if curves.validations[-1]["step"] < plan.num_steps:
                 trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
         raise KeyboardInterrupt from None
     finally:
-        _write_curves(place.metrics_dir, curves, stability)
+        if trainer.is_global_zero:
+            _write_curves(place.metrics_dir, curves, stability)
+    if module.model is not model:
+        copy_weights(module.model, model)
     model.eval()
     wall_s = time.perf_counter() - started
     metrics = _metrics(plan, curves, stability)
-    return metrics | {"hardware/peak_flops": place.peak_flops, "wall_s": wall_s}
+    return metrics | {"hardware/peak_flops": curves.peak_flops, "wall_s": wall_s}
+
+
+class _Loaders(NamedTuple):
+    """This process's share of the batches."""
+
+    batches: PositionLoader
+    held_out: HeldOutLoader
+
+
+def _loaders(plan: Plan, config: TrainConfig, trainer: lightning.Trainer) -> _Loaders:
+    rank, num_ranks = trainer.global_rank, trainer.world_size
+    num_batches = plan.num_steps * config.accumulate
+    num_held_out = config.validation_batches
+    return _Loaders(
+        PositionLoader(plan.batches, num_batches=num_batches, rank=rank, num_ranks=num_ranks),
+        HeldOutLoader(plan.validation, num_batches=num_held_out, rank=rank, num_ranks=num_ranks),
+    )
+
+
+def _check_devices(config: TrainConfig, trainer: TrainerConfig) -> None:
+    require_devices(trainer)
+    if config.validation_batches % trainer.world_size:
+        raise ValueError(
+            f"train.validation_batches={config.validation_batches} must be a multiple of the "
+            f"{trainer.world_size} devices of the section trainer: each takes as many"
+        )
 
 
 def _quiet_lightning() -> None:
     """Keep Lightning's tips and notices on its own internals from users."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for text in (".*LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", text)
 
@@ -146,8 +179,7 @@ def _trainer(
     lightning.seed_everything(place.seed, verbose=False)
     validate_every = min(config.validate_every, plan.num_steps)
     return lightning.Trainer(
-        accelerator="auto",
-        devices=1,
+        **trainer_arguments(place.trainer),
         precision=config.precision,
         deterministic=True,
         max_steps=plan.num_steps,

@@ -15,6 +15,7 @@ from trilith.model import Transformer
 from trilith.quant import BitLinear
 from trilith.training.batches import IGNORED, Batch
 from trilith.training.recipe import Recipe, build_optimizer
+from trilith.training.sharding import gathered, refit_scales, sharded_copy
 
 
 class Loss(NamedTuple):
@@ -52,7 +53,8 @@ class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
     `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
-    are those of the last optimizer step, over all its micro-batches.
+    are those of the last optimizer step, over all its micro-batches on all devices: every process
+    has the same. Where weights are sharded `model` becomes a sharded copy of the given one.
     """
 
     def __init__(
@@ -69,6 +71,11 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
 
+    def configure_model(self) -> None:
+        # Only the sharding strategy makes a mesh; Lightning calls this for each fit and validate.
+        if self.device_mesh is not None:
+            self.model = sharded_copy(self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.objective(self.model, batch)
         self.micro_losses.append(loss.nats)
@@ -76,7 +83,7 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats = cross_entropy(self.model(batch.inputs_BT), batch)
-        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT))
+        self.log("validation/loss_nats", nats, batch_size=len(batch.inputs_BT), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.model, self.recipe)
@@ -100,23 +107,27 @@ class LanguageModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.loss_nats = torch.stack(self.micro_losses).mean()
+        parameters = list(self.model.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.grad_norm = gathered(nn.utils.get_total_norm(grads))
+        nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, self.grad_norm)
+        loss_nats = torch.stack(self.micro_losses).mean()
+        self.loss_nats = self.trainer.strategy.reduce(loss_nats, reduce_op="mean")
         self.micro_losses.clear()
 
 
-def start_quantized_step(model: nn.Module, *, step: int, num_steps: int, recipe: Recipe) -> None:
+def start_quantized_step(model: Transformer, *, step: int, num_steps: int, recipe: Recipe) -> None:
     """Put all layers of a grid where the recipe has them at this optimizer step.
 
     When a dense phase ends, scales are fitted: the weights have moved since they were made.
     """
     share = recipe.quantized_share(step, num_steps)
     leaves_dense = share > 0 and step > 0 and recipe.quantized_share(step - 1, num_steps) == 0
+    if leaves_dense:
+        refit_scales(model)
     for layer in model.modules():
         if isinstance(layer, BitLinear):
             layer.quantized_share = share
-            if leaves_dense:
-                layer.refit()
             # A sharded weight is whole only during the forward pass, which then quantizes.
             layer.start_step(hold=not isinstance(layer.weight, DTensor))
 

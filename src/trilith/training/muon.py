@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from trilith.training.sharding import gathered, share_like
+
 # Coefficients of the quintic iteration (Jordan et al., Muon, 2024): steepest at zero.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
@@ -38,19 +40,22 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(matrix)
                 momentum = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonalize(matrix.grad.lerp(momentum, group["momentum"]))
+                update = orthogonalize(gathered(matrix.grad.lerp(momentum, group["momentum"])))
                 scale = _UPDATE_RMS * math.sqrt(max(matrix.shape))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * scale)
+                matrix.add_(share_like(update, matrix), alpha=-group["lr"] * scale)
 
 
 class MuonWithAdamW(Optimizer):
-    """Both optimizers behind one interface; their parameter groups are its own."""
+    """Both optimizers behind one interface; its parameter groups and state are theirs.
+
+    So its state dict is that of one optimizer, which torch knows how to shard.
+    """
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
-        self.parts = {"muon": muon, "adamw": adamw}
+        self.parts = (muon, adamw)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self._share_groups()
+        self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Compute the gradients by `closure`, if given, then update all parameters."""
@@ -58,22 +63,20 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts.values():
+        for part in self.parts:
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the states of both."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share_groups()
+        super().load_state_dict(state_dict)
+        self._share()
 
-    def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from trilith.files import remove
+from trilith.files import is_first_process, remove
 from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
@@ -88,8 +88,10 @@ def pretrain(
         "num_steps": plan.num_steps,
         "seed": place.seed,
     }
-    save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
-    remove(place.resume_dir)
+    if is_first_process():
+        checkpoint = Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance)
+        save_checkpoint(checkpoint, out_dir)
+        remove(place.resume_dir)
     metrics["model/num_parameters"] = count_parameters(plan.model).total
     log.info(
         "%s: %d steps, %d tokens, validation loss %.3f nats, %.0f s -> %s",

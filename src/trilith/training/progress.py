@@ -16,13 +16,13 @@ class StepBar(lightning.Callback):
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        # disable=None: no bar where nobody watches, as in logs.
+        # None: no bar where nobody watches, as in logs.
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc=self.name,
             unit="step",
-            disable=None,
+            disable=None if trainer.is_global_zero else True,
         )
 
     def on_train_batch_end(

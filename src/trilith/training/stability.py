@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trilith.training.module import LanguageModule, ends_step, starts_step
+from trilith.training.sharding import is_sharded
 
 # Turns a median absolute deviation into the standard deviation of a Gaussian.
 _MAD_TO_SIGMA = 1.4826
@@ -145,12 +146,14 @@ class StabilityCallback(lightning.Callback):
         self.alert(f"{kind} at step {step}", detail)
 
     def state_dict(self) -> dict[str, Any]:
+        # One process saves for all, and has only its share: a resumed run takes a new snapshot.
+        snapshot = None if is_sharded(self.snapshot) else self.snapshot
         return {
             "losses": list(self.detector.losses),
             "events": self.events,
             "num_rollbacks": self.num_rollbacks,
             "last_cut_step": self.last_cut_step,
-            "snapshot": self.snapshot,
+            "snapshot": snapshot,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
