@@ -17,7 +17,7 @@ from trilith.training.module import ends_step
 
 log = logging.getLogger(__name__)
 
-_NUM_KEPT = 2
+NUM_KEPT = 2
 # What Lightning writes beside the shares of a sharded state: all but weights and optimizer.
 _SHARED_FILE = "meta.pt"
 
@@ -77,7 +77,7 @@ class ResumeCallback(lightning.Callback):
             return
         with replacing(path) as partial:
             trainer.save_checkpoint(partial)
-        for old in checkpoints(self.folder)[:-_NUM_KEPT]:
+        for old in checkpoints(self.folder)[:-NUM_KEPT]:
             remove(old)
 
 
