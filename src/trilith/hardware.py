@@ -1,7 +1,9 @@
-"""What the machine can do: its name, threads, and the peak that MFU is measured against."""
+"""What machines can do: name, threads, memory, and the peak that MFU is measured against."""
 
 import ctypes
+import os
 import platform
+import re
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,19 +13,48 @@ import torch
 _MALLOC_OPTIONS = {"trim_threshold": -1, "mmap_threshold": -3}
 _KEEP_BYTES = 1 << 30
 _MATMUL_SIZE = 1024
+_GB = 10**9
 
-# Dense peaks in TFLOP/s with bf16 inputs and float32 accumulation, from the makers' data sheets.
-BF16_PEAK_TFLOPS = {
-    "H200": 989.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L20": 119.5,
-    "L4": 121.0,
-    "RTX 5090": 209.5,
-    "RTX 5080": 112.6,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
+
+class Device(NamedTuple):
+    """A GPU by its maker's data sheet.
+
+    Attributes:
+        peak_tflops: dense bfloat16 products with float32 sums.
+        memory_bytes: the sheet's GB as 10^9; what a driver gives lies a little above.
+        driver_names: what the driver calls it beside the name itself, case and marks left out.
+    """
+
+    peak_tflops: float
+    memory_bytes: int
+    driver_names: tuple[str, ...] = ()
+
+
+DEVICES = {
+    "B200": Device(2250.0, 180 * _GB),
+    "H200": Device(989.0, 141 * _GB),
+    "H100": Device(989.0, 80 * _GB, ("H100 80GB HBM3",)),
+    "H100 PCIe": Device(756.0, 80 * _GB),
+    "H100 NVL": Device(835.0, 94 * _GB),
+    "A100 80GB": Device(312.0, 80 * _GB, ("A100-SXM4-80GB", "A100 80GB PCIe")),
+    "A100 40GB": Device(312.0, 40 * _GB, ("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    "A40": Device(149.7, 48 * _GB),
+    "A10": Device(125.0, 24 * _GB),
+    "L40S": Device(362.0, 48 * _GB),
+    "L40": Device(181.0, 48 * _GB),
+    "L20": Device(119.5, 48 * _GB),
+    "L4": Device(121.0, 24 * _GB),
+    "RTX 5090": Device(209.5, 32 * _GB),
+    "RTX 5080": Device(112.6, 16 * _GB),
+    "RTX 4090": Device(165.2, 24 * _GB),
+    "RTX 4080": Device(97.5, 16 * _GB),
+    "RTX 3090": Device(71.0, 24 * _GB),
 }
+
+
+# What torch takes beside tensors: on a CPU 270 MB to run and 390 MB to train (resident, 2.13); on a
+# GPU the CUDA context, libraries and workspaces: assumed, no GPU was at hand to measure it.
+OVERHEAD_BYTES = {"cpu": 400 * 10**6, "cuda": 600 * 10**6}
 
 
 @dataclass(frozen=True)
@@ -78,13 +109,34 @@ def find_peak(config: HardwareConfig) -> Peak:
         return Peak(flops, f"{_tflops(flops)}, set as hardware.peak_tflops")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        for key, tflops in BF16_PEAK_TFLOPS.items():
-            if key in name.replace("GeForce ", ""):
-                flops = tflops * 1e12
-                return Peak(flops, f"{key} bf16 {_tflops(flops)}, data sheet")
-        raise ValueError(f"no peak is known for {name}; set hardware.peak_tflops")
+        try:
+            device = device_named(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; or set hardware.peak_tflops") from None
+        flops = device.peak_tflops * 1e12
+        return Peak(flops, f"{name} bf16 {_tflops(flops)}, data sheet")
     flops = measured_matmul_flops()
     return Peak(flops, f"float32 matmul {_tflops(flops)}, measured")
+
+
+def device_named(name: str) -> Device:
+    """Return the GPU that a user or a driver calls by this name.
+
+    The whole name decides, so that an L40S is no L4 and a laptop's chip no desktop's.
+
+    Raises:
+        ValueError: no GPU of the table has that name.
+    """
+    wanted = _plain(name)
+    for key, device in DEVICES.items():
+        if wanted in (_plain(known) for known in (key, *device.driver_names)):
+            return device
+    raise ValueError(f"device {name!r} is not in the table; choose one of {', '.join(DEVICES)}")
+
+
+def host_memory_bytes() -> int:
+    """Bytes of memory that this machine has, swap left out."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def measured_matmul_flops(num_repeats: int = 20) -> float:
@@ -101,6 +153,11 @@ def measured_matmul_flops(num_repeats: int = 20) -> float:
 
 def _tflops(flops: float) -> str:
     return f"{flops / 1e12:.3g} TFLOP/s"
+
+
+def _plain(name: str) -> str:
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "".join(word for word in words if word not in ("nvidia", "geforce"))
 
 
 def _cpu_name() -> str:

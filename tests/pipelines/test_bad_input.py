@@ -36,6 +36,14 @@ OPTIONS = [
     ("seed=-1", "seed=-1 must lie in 0.."),
     ("train.context=128", "train.context=128 is longer than model.context=64"),
     ("model.vocab_size=1000", "model.vocab_size=1000, but the token shards have 420 ids"),
+    ("train.micro_batch_size=0", "train.micro_batch_size=0 must be at least 1"),
+    ("train.accumulate=-2", "train.accumulate=-2 must be at least 1"),
+    ("train.micro_batch_size=100000", "and a batch needs 100000; use a larger corpus"),
+    ("train.accumulate=100000", "on 1 devices, 400000 windows, and the training split has"),
+    ("train.context=1000000 model.context=1000000", "tokens hold 0 windows of context=1000000"),
+    ("pretrain.dense.recipe.peak_lr=.nan", "recipe.peak_lr=nan must be positive and finite"),
+    ("pretrain.dense.recipe.warmup_steps=7", "warmup_steps=7 are more than the 6 steps"),
+    ("model.width=1000000 model.mlp_width=1000000", "bytes and"),
 ]
 
 
@@ -149,7 +157,7 @@ def refused(run_stage: RunStage, folder: Path, script: str, *overrides: str) -> 
 def test_an_option_that_cannot_be_is_named(
     finished_chain: Path, run_stage: RunStage, override: str, words: str
 ) -> None:
-    assert words in refused(run_stage, finished_chain, "pretrain", override)
+    assert words in refused(run_stage, finished_chain, "pretrain", *override.split())
 
 
 @pytest.mark.parametrize(("override", "words"), [*OPTIONS[1:5], OPTIONS[7]])

@@ -1,6 +1,7 @@
 """Recipes: rates and decays at the steps where they turn, and what AdamW decays."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -65,12 +66,47 @@ def test_weight_decay_changes_at_mid_run() -> None:
         ({"schedule": "two_stage"}, "recipe.second_stage_lr_share=None"),
         ({"schedule": "wsd", "decay_share": 1.5}, "must lie in"),
         ({"peak_lr": 0.0}, "recipe.peak_lr=0.0"),
+        ({"peak_lr": math.nan}, "recipe.peak_lr=nan must be positive and finite"),
+        ({"peak_lr": math.inf, "weight_decay": 0.0}, "recipe.peak_lr=inf"),
+        ({"warmup_steps": -1}, "recipe.warmup_steps=-1 must not be negative"),
+        ({"final_lr_share": -0.1}, r"recipe.final_lr_share=-0.1 must lie in \[0, 1\]"),
+        ({"final_lr_share": 1.1}, "recipe.final_lr_share=1.1"),
+        ({"final_lr_share": math.nan}, "recipe.final_lr_share=nan"),
+        ({"schedule": "wsd", "decay_share": 0.0}, "must lie in"),
+        ({"schedule": "wsd", "decay_share": math.nan}, "must lie in"),
+        ({"schedule": "two_stage", "second_stage_lr_share": -1.0}, "must lie in"),
+        ({"weight_decay": -0.1}, "recipe.weight_decay=-0.1 must not be negative"),
+        ({"weight_decay": math.nan}, "recipe.weight_decay=nan"),
+        ({"second_half_weight_decay": -1.0}, "recipe.second_half_weight_decay=-1.0"),
+        ({"weight_decay": 1.5}, "times weight decay 1.5 is above 1"),
+        ({"second_half_weight_decay": 1.5}, "times weight decay 1.5 is above 1"),
+        ({"beta1": 1.0}, r"recipe.beta1=1.0 must lie in \[0, 1\)"),
+        ({"beta1": -0.1}, "recipe.beta1=-0.1"),
+        ({"beta2": math.nan}, "recipe.beta2=nan"),
+        ({"clip_norm": 0.0}, "recipe.clip_norm=0.0 must be positive"),
+        ({"clip_norm": math.nan}, "recipe.clip_norm=nan"),
         ({"dense_share": 1.0}, "recipe.dense_share=1.0"),
+        ({"dense_share": math.nan}, "recipe.dense_share=nan"),
+        ({"ramp_steps": -1}, "recipe.ramp_steps=-1"),
+        ({"z_loss": math.nan}, "recipe.z_loss=nan"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(COSINE, **changes)
+
+
+def test_no_field_of_a_recipe_takes_what_is_no_number() -> None:
+    for field in fields(Recipe):
+        if isinstance(getattr(COSINE, field.name), float | int):
+            with pytest.raises(ValueError, match=f"recipe.{field.name}=nan"):
+                replace(COSINE, **{field.name: math.nan})
+
+
+def test_a_warmup_may_last_as_long_as_the_run_and_no_longer() -> None:
+    COSINE.check_length(10)
+    with pytest.raises(ValueError, match="warmup_steps=10 are more than the 9 steps"):
+        COSINE.check_length(9)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -5,8 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trilith.cli.project import compose_model
-from trilith.cli.table import format_table
+from trilith.cli.plan import plan_of, this_machine
+from trilith.cli.project import compose_model, compose_plan, has_plan_sections
+from trilith.cli.table import format_table, size_rows
 
 if TYPE_CHECKING:
     from trilith.model import ModelConfig
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     first = options.target[0]
     if "=" in first and not Path(first).exists():
         print(_describe_model(compose_model(options.target)))
+        if has_plan_sections():
+            print("\n" + _describe_memory(options.target))
         return 0
     if len(options.target) > 1:
         raise ValueError(f"info takes one file, got {' '.join(options.target)}")
@@ -52,6 +55,26 @@ def _describe_model(config: "ModelConfig") -> str:
     ]
     rows.append(("total", f"{count.total:,}", "100.0%"))
     return f"{_architecture(config)}\n\nparameters\n{format_table(rows)}"
+
+
+def _describe_memory(overrides: list[str]) -> str:
+    """A few sizes of the ternary twin; `trilith memory` has the rest."""
+    from trilith.runtime import plan_inference
+    from trilith.training.memory import plan_training
+
+    plan = plan_of(compose_plan(overrides), {}, this_machine())
+    training, generation = plan_training(plan.training), plan_inference(plan.generation)
+    setup = plan.training
+    sizes = {
+        "weights": training.weights,
+        "gradients": training.gradients,
+        f"{setup.optimizer} state": training.optimizer,
+        f"activations of {setup.batch_size} x {setup.context} tokens": training.activations,
+        "packed file": generation.file,
+        f"KV cache of {plan.generation.context} tokens": generation.kv_cache,
+    }
+    rows = size_rows({name: [size] for name, size in sizes.items()})
+    return f"memory of the ternary twin (more: trilith memory)\n{format_table(rows)}"
 
 
 def _describe_file(file: "PackedFile", report: "PackReport") -> str:

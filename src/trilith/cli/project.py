@@ -1,4 +1,4 @@
-"""The project folder around the current one, and a model's shape composed from its conf/."""
+"""The project folder around the current one, and what is composed from its conf/."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trilith.model import ModelConfig
+
+PLAN_SECTIONS = ("model", "train", "pretrain", "pack")
 
 
 def project_folder() -> Path | None:
@@ -23,16 +25,43 @@ def compose_model(overrides: Sequence[str]) -> "ModelConfig":
     Raises:
         ValueError: no project here, or an override that fits nothing; the text says which.
     """
+    project = _project()
+    content = _compose(project, overrides, sections=("model",))
+    return _shape(content["model"], source=project / "conf")
+
+
+def compose_plan(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the sections that a memory plan reads; `model` comes as a ModelConfig.
+
+    Raises:
+        ValueError: as `compose_model`, or conf/ lacks one of these sections.
+    """
+    project = _project()
+    content = _compose(project, overrides, sections=PLAN_SECTIONS)
+    return content | {"model": _shape(content["model"], source=project / "conf")}
+
+
+def has_plan_sections() -> bool:
+    """True if the project here has the primary file that names all sections of a plan."""
+    project = project_folder()
+    if project is None or not (project / "conf/config.yaml").is_file():
+        return False
+    return all((project / "conf" / group).is_dir() for group in ("quant", "train", "pack"))
+
+
+def _project() -> Path:
     project = project_folder()
     if project is None:
         raise ValueError(
             f"no folder conf/model in {Path.cwd()} or above; change to a project folder, or give "
             "a packed file"
         )
-    return _shape(_compose(project, overrides), source=project / "conf")
+    return project
 
 
-def _compose(project: Path, overrides: Sequence[str]) -> Any:
+def _compose(
+    project: Path, overrides: Sequence[str], *, sections: tuple[str, ...]
+) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -50,7 +79,13 @@ def _compose(project: Path, overrides: Sequence[str]) -> Any:
             config = compose(primary, overrides=given)
         if "model" not in config:
             raise ValueError("no model is chosen; give one, such as model=nano")
-        return OmegaConf.to_container(config.model, resolve=True, throw_on_missing=True)
+        missing = [name for name in sections if name not in config]
+        if missing:
+            raise ValueError(f"{conf} gives no section {', '.join(missing)}, which a plan reads")
+        return {
+            name: OmegaConf.to_container(config[name], resolve=True, throw_on_missing=True)
+            for name in sections
+        }
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{' '.join(overrides)}: {error}") from None
 

@@ -1,6 +1,6 @@
-"""Tables for the terminal: first column left, all others right."""
+"""Tables for the terminal: first column left, all others right; sizes in one unit a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -12,3 +12,13 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def size_rows(parts: Mapping[str, Sequence[int]], *, totals: Sequence[int] = ()) -> list[list[str]]:
+    """Rows of bytes by part, with totals if given, in MB or, for large ones, GB (10^6, 10^9)."""
+    largest = max(totals or [size for sizes in parts.values() for size in sizes])
+    unit, factor = ("GB", 10**9) if largest >= 10**9 else ("MB", 10**6)
+    rows = [
+        [name, *(f"{size / factor:,.2f} {unit}" for size in sizes)] for name, sizes in parts.items()
+    ]
+    return [*rows, ["total", *(f"{t / factor:,.2f} {unit}" for t in totals)]] if totals else rows

@@ -17,7 +17,7 @@ from trilith.kernels.native_build import (
     WeightStruct,
     load_native,
 )
-from trilith.kernels.native_path import MAX_INPUTS, MAX_OFFSET, TILE, tiled_bytes
+from trilith.kernels.native_path import MAX_INPUTS, MAX_OFFSET, NUM_LEVELS, TILE, tiled_bytes
 from trilith.quant import (
     EXACT_FLOAT32,
     INT8_MAX,
@@ -145,7 +145,7 @@ def _tiles(weight: StepWeight, grid: Grid) -> _Tiles:
     code_of[shifted] = torch.tensor(
         shifted if bits == 2 else range(len(shifted)), dtype=torch.uint8
     )
-    levels = torch.zeros(16, dtype=torch.uint8)
+    levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
     levels[: len(shifted)] = torch.tensor(shifted, dtype=torch.uint8)
     num_bytes = tiled_bytes((num_out, num_in), num_groups, bits=bits)
     tiles = torch.zeros(num_bytes, dtype=torch.uint8)

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
 from trilith.kernels.weight import PackedWeight
-from trilith.quant import numerators_of
+from trilith.quant import Grid, numerators_of
 
 # Outputs and inputs of a tile, as in trilith.h.
 TILE = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
 MAX_INPUTS = 2**19
 MAX_OFFSET = 16
+# Places in the table of levels: 4 bits name one.
+NUM_LEVELS = 16
 
 
 class NativeProduct(nn.Module):
@@ -35,12 +37,12 @@ class NativeProduct(nn.Module):
         self.num_out, self.num_in = weight.shape
         self.num_groups = weight.scale.shape[1]
         self.offset = weight.grid.numerators[-1]
-        self.bits = 2 if self.offset == 1 else 4
+        self.bits = _bits_of(weight.grid)
         codes_OI = weight.codes()
         if self.bits == 2:
             codes_OI = (numerators_of(codes_OI, weight.grid) + 1).to(torch.uint8)
         self.register_buffer("codes", tile_codes(codes_OI, self.num_groups, bits=self.bits))
-        levels = torch.zeros(16, dtype=torch.uint8)
+        levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
         levels[: weight.grid.num_levels] = torch.tensor(weight.grid.numerators) + self.offset
         self.register_buffer("levels", levels)
         factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
@@ -95,7 +97,7 @@ class NativeProduct(nn.Module):
 def fits_native(weight: PackedWeight) -> bool:
     """True if no sum of this weight can overflow and its codes fit the tiles."""
     grid = weight.grid
-    fits = grid.numerators[-1] <= MAX_OFFSET and grid.num_levels <= 16
+    fits = grid.numerators[-1] <= MAX_OFFSET and grid.num_levels <= NUM_LEVELS
     return fits and weight.shape[1] <= MAX_INPUTS
 
 
@@ -104,6 +106,13 @@ def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, bits: int) -> int:
     num_out, num_in = shape
     group_tiles = -(-(num_in // num_groups) // TILE)
     return -(-num_out // TILE) * num_groups * group_tiles * TILE * TILE * bits // 8
+
+
+def native_bytes(shape: tuple[int, int], *, num_groups: int, grid: Grid) -> int:
+    """Bytes that kernels hold of a weight of this shape: tiles, levels and factors."""
+    padded_out = -(-shape[0] // TILE) * TILE
+    factors = torch.float32.itemsize * num_groups * padded_out
+    return tiled_bytes(shape, num_groups, bits=_bits_of(grid)) + NUM_LEVELS + factors
 
 
 def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
@@ -127,3 +136,7 @@ def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None, None]
     shared = planes.unflatten(3, (-1, 8 // bits)) << shifts
     return shared.sum(dim=4, dtype=torch.uint8).view(-1)
+
+
+def _bits_of(grid: Grid) -> int:
+    return 2 if grid.numerators[-1] == 1 else 4

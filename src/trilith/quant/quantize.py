@@ -50,6 +50,11 @@ def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:
     return least_squares_scale(blocks, config.levels)
 
 
+def num_scales(latent: Tensor, config: QuantConfig) -> int:
+    """Number of scales that a weight [O, I] has by the config; a meta tensor will do."""
+    return grouped(latent, config.granularity, config.group_size).shape[:2].numel()
+
+
 def quantize(latent: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return the uint8 codes [O, I] of a weight [O, I] for the given scales [O or 1, G]."""
     return nearest_codes(latent.float() / expand_scale(scale, latent.shape[1]), grid)

@@ -1,16 +1,32 @@
 """The runtime: prefill, decode, sampling and streaming of packed models."""
 
 from trilith.runtime.engine import Engine, GenerateConfig
+from trilith.runtime.memory import (
+    InferenceMemory,
+    InferenceSetup,
+    Kernel,
+    cache_bits,
+    file_bytes,
+    longest_context,
+    plan_inference,
+)
 from trilith.runtime.sampling import Sampler, SamplingConfig
 from trilith.runtime.text import TextDecoder, TextTokenizer, stream_text, until_stop_string
 
 __all__ = [
     "Engine",
     "GenerateConfig",
+    "InferenceMemory",
+    "InferenceSetup",
+    "Kernel",
     "Sampler",
     "SamplingConfig",
     "TextDecoder",
     "TextTokenizer",
+    "cache_bits",
+    "file_bytes",
+    "longest_context",
+    "plan_inference",
     "stream_text",
     "until_stop_string",
 ]

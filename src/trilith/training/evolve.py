@@ -5,6 +5,7 @@ without a grid, so that more training is never taken for recovery.
 """
 
 import logging
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from trilith.files import is_first_process, read_json, remove, replacing, write_
 from trilith.model import Checkpoint, Transformer, load_checkpoint, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
-from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
+from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows
 from trilith.training.devices import wait_for_all
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.memory import state_bytes
 from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
-from trilith.training.pretrain import check_shape, validation_windows
+from trilith.training.pretrain import check_shape, training_windows, validation_windows
 from trilith.training.recipe import Recipe
+from trilith.training.room import Need, require_room, resume_bytes
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,12 @@ class EvolveConfig:
                 f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
                 f"{self.answer_length} at least 8"
             )
-        if self.kl_weight < 0:
-            raise ValueError(f"evolve.kl_weight={self.kl_weight} must not be negative")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(
+                f"evolve.kl_weight={self.kl_weight} must not be negative, and be finite"
+            )
+        for phase in self.phases.values():
+            self.recipe.check_length(phase.num_steps)
 
 
 class EvolveBatch(NamedTuple):
@@ -139,6 +146,8 @@ def evolve(
     """
     _check_inputs(inputs, config, train)
     setting = _Setting(inputs, config, train, place)
+    if is_first_process():
+        require_room(_needs(setting, out_dir))
     metrics: dict[str, Any] = {
         "answers/train": len(inputs.answers.tokens),
         "answers/num_cut": inputs.answers.num_cut,
@@ -175,6 +184,23 @@ def _check_inputs(inputs: EvolveInputs, config: EvolveConfig, train: TrainConfig
             f"evolve.answer_length={config.answer_length} is longer than model.context="
             f"{model.context}; lower the first or raise the second"
         )
+
+
+def _needs(setting: _Setting, out_dir: Path) -> list[Need]:
+    """What the run will write: the state of a phase, all models beside it, and again at the end."""
+    config, folder = setting.config, setting.place.resume_dir
+    model = setting.inputs.twin.model.config
+    resume, results = 0, 0
+    for job in _jobs(config, EVOLVED) + _jobs(config, CONTROL):
+        state = state_bytes(model, quant=job.quant, optimizer=config.recipe.optimizer)
+        num_saves = job.num_steps // setting.train.checkpoint_every
+        needed = resume_bytes(
+            state, folder / job.name, num_saves=num_saves, keep_last=setting.train.keep_last
+        )
+        resume = max(resume, needed)
+        results += state.weights
+    finished = sum(path.stat().st_size for path in folder.glob("finished/*/model.safetensors"))
+    return [Need(folder, resume + max(0, results - finished)), Need(out_dir, results)]
 
 
 def _jobs(config: EvolveConfig, arm: str) -> list[_Job]:
@@ -270,12 +296,8 @@ def counted_targets(batch: Batch) -> Tensor:
 def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
     """Batches that go on where the phases before stopped; both arms see the same."""
     inputs, train, seed = setting.inputs, setting.train, setting.place.seed
-    plain = TokenWindows(
-        open_split(inputs.tokens_dir, "train").tokens,
-        context=train.context,
-        batch_size=train.micro_batch_size,
-        seed=seed + 1,
-    )
+    tokens = open_split(inputs.tokens_dir, "train").tokens
+    plain = training_windows(tokens, train, setting.place, seed=seed + 1)
     answers = MaskedRows(
         inputs.answers.tokens,
         inputs.answers.answer_mask,

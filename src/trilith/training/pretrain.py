@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from trilith.files import is_first_process, remove
+from trilith.kernels import chosen_isa
 from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import TokenWindows
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.memory import TrainingSetup, state_bytes
 from trilith.training.module import next_token_objective
 from trilith.training.recipe import Recipe
+from trilith.training.room import Need, require_room, resume_bytes, warn_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class PretrainConfig:
             raise ValueError(
                 "pretrain.dense.recipe: dense_share and ramp_steps must be 0: it is dense anyway"
             )
+        self.dense.recipe.check_length(self.num_steps)
         self.ternary.recipe.check_length(self.num_steps)
 
 
@@ -68,15 +72,11 @@ def pretrain(
     train = open_split(tokens_dir, "train")
     validation = open_split(tokens_dir, "validation")
     check_shape(plan.model, config, vocab_size=train.vocab_size)
+    windows = training_windows(train.tokens, config, place, seed=place.seed)
+    held_out = validation_windows(validation.tokens, config)
+    _check_resources(plan, config, place, out_dir)
     torch.manual_seed(place.seed)
     model = build_model(plan.model, plan.twin.quant)
-    windows = TokenWindows(
-        train.tokens,
-        context=config.context,
-        batch_size=config.micro_batch_size,
-        seed=place.seed,
-    )
-    held_out = validation_windows(validation.tokens, config)
     recipe = plan.twin.recipe
     objective = partial(next_token_objective, z_loss=recipe.z_loss)
     fit_plan = Plan(plan.num_steps, recipe, objective, windows, held_out)
@@ -121,6 +121,63 @@ def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> 
             f"train.context={config.context} is longer than model.context={model.context}; "
             "lower the first or raise the second"
         )
+
+
+def training_windows(
+    tokens: np.ndarray, config: TrainConfig, place: RunPlace, *, seed: int
+) -> TokenWindows:
+    """Windows to train on, in an order drawn from the seed.
+
+    Raises:
+        ValueError: there are too few of them for one optimizer step.
+    """
+    windows = TokenWindows(
+        tokens, context=config.context, batch_size=config.micro_batch_size, seed=seed
+    )
+    num_ranks = place.trainer.world_size
+    num_sequences = config.micro_batch_size * config.accumulate * num_ranks
+    if num_sequences > windows.num_windows:
+        raise ValueError(
+            f"a step takes train.micro_batch_size={config.micro_batch_size} times accumulate="
+            f"{config.accumulate} on {num_ranks} devices, {num_sequences} windows, and the "
+            f"training split has {windows.num_windows} of context={config.context}; lower one of "
+            "them or use a larger corpus"
+        )
+    return windows
+
+
+def _check_resources(
+    plan: PretrainPlan, config: TrainConfig, place: RunPlace, out_dir: Path
+) -> None:
+    """Refuse a run that the disk cannot hold; warn of one that the memory may not."""
+    optimizer = plan.twin.recipe.optimizer
+    state = state_bytes(plan.model, quant=plan.twin.quant, optimizer=optimizer)
+    num_saves = plan.num_steps // config.checkpoint_every
+    if is_first_process():
+        resume = resume_bytes(
+            state, place.resume_dir, num_saves=num_saves, keep_last=config.keep_last
+        )
+        require_room([Need(place.resume_dir, resume), Need(out_dir, state.weights)])
+    if place.trainer.strategy != "fsdp":
+        warn_of_memory(_setup(plan, config), name=place.name)
+
+
+def _setup(plan: PretrainPlan, config: TrainConfig) -> TrainingSetup:
+    on_gpu = torch.cuda.is_available()
+    is_native = config.acceleration.arithmetic == "int8" and chosen_isa() is not None
+    return TrainingSetup(
+        model=plan.model,
+        quant=plan.twin.quant,
+        optimizer=plan.twin.recipe.optimizer,
+        precision=config.precision,
+        context=config.context,
+        batch_size=config.micro_batch_size,
+        accumulate=config.accumulate,
+        device="cuda" if on_gpu else "cpu",
+        arithmetic="tiles" if is_native and not on_gpu else "tensors",
+        kept="block inputs" if config.acceleration.checkpoint_activations else "everything",
+        z_loss=plan.twin.recipe.z_loss,
+    )
 
 
 def validation_windows(tokens: np.ndarray, config: TrainConfig) -> TokenWindows:

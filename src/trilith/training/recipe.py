@@ -61,16 +61,12 @@ class Recipe:
             )
         self._require_share("decay_share", self.decay_share, "wsd")
         self._require_share("second_stage_lr_share", self.second_stage_lr_share, "two_stage")
-        if not 0 <= self.dense_share < 1:
-            raise ValueError(f"recipe.dense_share={self.dense_share} must lie in [0, 1)")
-        if self.ramp_steps < 0 or self.z_loss < 0:
+        self._require_ranges()
+        strongest = max(self.weight_decay, self.second_half_weight_decay)
+        if self.peak_lr * strongest > 1:
             raise ValueError(
-                f"recipe.ramp_steps={self.ramp_steps} and z_loss={self.z_loss} must not be negative"
-            )
-        if self.peak_lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
-            raise ValueError(
-                f"recipe.peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be positive, "
-                f"warmup_steps={self.warmup_steps} not negative"
+                f"recipe.peak_lr={self.peak_lr} times weight decay {strongest} is above 1: a step "
+                "would turn weights round; lower one of them"
             )
 
     def learning_rate(self, step: int, num_steps: int) -> float:
@@ -92,11 +88,16 @@ class Recipe:
         return min(1.0, (step - num_dense + 1) / (self.ramp_steps + 1))
 
     def check_length(self, num_steps: int) -> None:
-        """Refuse a run that would end before its model is on the grid.
+        """Refuse a run that would end before its rate has risen or its model is on the grid.
 
         Raises:
-            ValueError: the dense phase and the ramp take all steps.
+            ValueError: the warm-up, or the dense phase and the ramp, take all steps.
         """
+        if self.warmup_steps > num_steps:
+            raise ValueError(
+                f"recipe.warmup_steps={self.warmup_steps} are more than the {num_steps} steps of "
+                "the run; shorten the warm-up or train for longer"
+            )
         if self.quantized_share(num_steps - 1, num_steps) < 1:
             raise ValueError(
                 f"recipe.ramp_steps={self.ramp_steps} after dense_share={self.dense_share} leave "
@@ -114,6 +115,28 @@ class Recipe:
         if progress < 0.5:
             return 1 - progress
         return final + (self.second_stage_lr_share - final) * 2 * (1 - progress)
+
+    def _require_ranges(self) -> None:
+        # NaN fails every comparison, so each is written as what must hold.
+        for key in ("peak_lr", "clip_norm"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"recipe.{key}={getattr(self, key)} must be positive and finite")
+        for key in (
+            "warmup_steps",
+            "ramp_steps",
+            "weight_decay",
+            "second_half_weight_decay",
+            "z_loss",
+        ):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(
+                    f"recipe.{key}={getattr(self, key)} must not be negative, and be finite"
+                )
+        for key in ("dense_share", "beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"recipe.{key}={getattr(self, key)} must lie in [0, 1)")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError(f"recipe.final_lr_share={self.final_lr_share} must lie in [0, 1]")
 
     def _require_share(self, key: str, value: float | None, schedule: Schedule) -> None:
         if (value is not None) != (self.schedule == schedule):

@@ -1,0 +1,159 @@
+"""`trilith memory`: what training and generation with a model need, and whether a device has it."""
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from trilith.cli.plan import Plan, Target, read_plan
+from trilith.cli.table import format_table, size_rows
+
+if TYPE_CHECKING:
+    from trilith.runtime import InferenceSetup
+    from trilith.training.memory import TrainingSetup
+
+# Widths of a value in the cache that are planned beside the one that the runtime has.
+_KV_BITS = (16, 8, 4)
+# Tokens of a prompt, or of a part of it, that needs few activations.
+_SHORT_PROMPT = 512
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "memory", help="plan the memory of training and generation of a configured model"
+    )
+    parser.add_argument(
+        "choices",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="context, batch, prompt, device (a GPU's name or cpu), variant (ternary or dense), "
+        "and choices from conf/, such as: model=7b quant=prime7 train=gpu pack=bits2",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print both plans."""
+    print(_describe(read_plan(options.choices)))
+    return 0
+
+
+def _describe(plan: Plan) -> str:
+    from trilith.model import count_parameters
+
+    model, quant = plan.training.model, plan.training.quant
+    weights = "dense" if quant is None else quant.grid
+    title = f"model {model.name}: {count_parameters(model).total:,} parameters, {weights}"
+    if model.context > plan.trained_context:
+        title += (
+            f"\n  conf/ says model.context={plan.trained_context} and the runtime refuses more: "
+            f"train with model.context={model.context}"
+        )
+    parts = [
+        title,
+        _describe_training(plan.training, plan.target),
+        _describe_generation(plan.generation, plan.target),
+    ]
+    return "\n\n".join(parts)
+
+
+def _describe_training(setup: "TrainingSetup", target: Target) -> str:
+    from trilith.training.memory import plan_training
+
+    parts = plan_training(setup)._asdict() | {"overhead": target.overhead_bytes}
+    columns = {name.replace("_", " "): [size] for name, size in parts.items()}
+    total = sum(parts.values())
+    title = (
+        f"training: {setup.batch_size} x {setup.context:,} tokens at once, {setup.precision}, "
+        f"{setup.optimizer}"
+    )
+    lines = [title, format_table(size_rows(columns, totals=[total])), _verdict(total, target)]
+    return "\n".join(lines + (_training_help(setup, target) if total > target.memory_bytes else []))
+
+
+def _training_help(setup: "TrainingSetup", target: Target) -> list[str]:
+    """One line for each change that needs less, and one for all of them."""
+    from trilith.training.memory import plan_training
+
+    changes: dict[str, dict[str, Any]] = {
+        "train.precision=bf16-mixed": {"precision": "bf16-mixed"},
+        "batch=1": {"batch_size": 1},
+        "optimizer=muon": {"optimizer": "muon"},
+        "train.acceleration.checkpoint_activations=true": {"kept": "block inputs"},
+    }
+    before = plan_training(setup).total
+    helping = {
+        name: change
+        for name, change in changes.items()
+        if plan_training(replace(setup, **change)).total < before
+    }
+    together = {key: value for change in helping.values() for key, value in change.items()}
+    if len(helping) > 1:
+        helping["all of these"] = together
+    return [
+        f"  with {name}:{_verdict(_training_total(replace(setup, **change), target), target)}"
+        for name, change in helping.items()
+    ]
+
+
+def _training_total(setup: "TrainingSetup", target: Target) -> int:
+    from trilith.training.memory import plan_training
+
+    return plan_training(setup).total + target.overhead_bytes
+
+
+def _describe_generation(setup: "InferenceSetup", target: Target) -> str:
+    from trilith.runtime import plan_inference
+
+    narrower = [bits for bits in _KV_BITS if bits < setup.kv_bits]
+    widths = [setup, *(replace(setup, kv_bits=bits) for bits in narrower)]
+    plans = [plan_inference(width) for width in widths]
+    totals = [plan.total + target.overhead_bytes for plan in plans]
+    columns = {
+        "packed file": [plan.file for plan in plans],
+        "unpacked": [plan.unpacked for plan in plans],
+        "KV cache": [plan.kv_cache for plan in plans],
+        "activations": [max(plan.prefill, plan.decode) for plan in plans],
+        "overhead": [target.overhead_bytes] * len(plans),
+    }
+    rows = [
+        ["keys and values of", *(f"{width.kv_bits} bits" for width in widths)],
+        *size_rows(columns, totals=totals),
+        ["fits", *("yes" if total <= target.memory_bytes else "no" for total in totals)],
+        ["longest context", *(f"{_longest(width, target):,}" for width in widths)],
+    ]
+    if setup.prompt > _SHORT_PROMPT:
+        short = [_longest(replace(width, prompt=_SHORT_PROMPT), target) for width in widths]
+        rows.append([f"  with prompt={_SHORT_PROMPT}", *(f"{length:,}" for length in short)])
+    title = (
+        f"generation: {setup.batch_size} x {setup.context:,} tokens, {setup.prompt:,} of them a "
+        "prompt that runs at once"
+    )
+    return "\n".join([title, format_table(rows), *_remarks(setup)])
+
+
+def _longest(setup: "InferenceSetup", target: Target) -> int:
+    from trilith.runtime import longest_context
+
+    return longest_context(setup, memory_bytes=target.memory_bytes - target.overhead_bytes)
+
+
+def _remarks(setup: "InferenceSetup") -> list[str]:
+    remarks = [
+        f"  the runtime keeps keys and values in {setup.kv_bits} bits; narrower ones are planned, "
+        "their scales not counted",
+        "  tokenizer and manifest of the file come on top",
+    ]
+    if setup.kernel == "packed":
+        remarks.append(
+            "  the runtime computes on the CPU: on a GPU this plans kernels that read the file's "
+            "bytes as they are"
+        )
+    return remarks
+
+
+def _verdict(total: int, target: Target) -> str:
+    size, room = f"{total / 1e9:,.2f} GB", f"{target.memory_bytes / 1e9:,.2f} GB of {target.name}"
+    if total <= target.memory_bytes:
+        return f"  {size} fits the {room}"
+    return f"  {size} does not fit the {room}"

@@ -1,0 +1,189 @@
+"""The choices of `trilith memory`: a model, a run of training and of generation, a device."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from trilith.cli.project import compose_plan
+
+if TYPE_CHECKING:
+    from trilith.runtime import InferenceSetup
+    from trilith.training.memory import TrainingSetup
+
+Variant = Literal["dense", "ternary"]
+Kind = Literal["cpu", "cuda"]
+
+_OWN = ("context", "batch", "prompt", "device", "variant")
+_TRAIN_KEYS = (
+    "train.precision",
+    "train.accumulate",
+    "train.acceleration.arithmetic",
+    "train.acceleration.checkpoint_activations",
+)
+
+
+class Target(NamedTuple):
+    """The device of a plan."""
+
+    name: str
+    kind: Kind
+    memory_bytes: int
+    overhead_bytes: int
+
+
+class Plan(NamedTuple):
+    """What is asked for, checked; `trained_context` is what conf/ says of the model."""
+
+    training: "TrainingSetup"
+    generation: "InferenceSetup"
+    trained_context: int
+    target: Target
+
+
+def read_plan(choices: Sequence[str]) -> Plan:
+    """Turn the choices of the command line into a plan; what they leave open, conf/ says.
+
+    Raises:
+        ValueError: a choice is unknown, impossible or has no effect on memory.
+    """
+    own = _own_choices(choices)
+    overrides = [choice for choice in choices if choice.partition("=")[0] not in own]
+    variant = _variant(own.get("variant", "ternary"))
+    for override in overrides:
+        _require_effect(override, variant)
+    return plan_of(compose_plan(overrides), own, _target(own.get("device")), variant=variant)
+
+
+def plan_of(
+    sections: dict[str, Any], own: dict[str, str], target: Target, *, variant: Variant = "ternary"
+) -> Plan:
+    """Plan what the composed sections say, and the command's own keys where given."""
+    trained_context = sections["model"].context
+    longest = max(trained_context, _count("context", own.get("context", trained_context)))
+    model = replace(sections["model"], context=longest)
+    return Plan(
+        _training_setup(sections | {"model": model}, variant, own, target.kind),
+        _generation_setup(sections | {"model": model}, variant, own, target),
+        trained_context,
+        target,
+    )
+
+
+def this_machine() -> Target:
+    """The first GPU of this machine, else its memory."""
+    return _target(None)
+
+
+def _training_setup(
+    sections: dict[str, Any], variant: Variant, own: dict[str, str], kind: Kind
+) -> "TrainingSetup":
+    """The training run of a twin by the composed sections."""
+    from trilith.kernels import chosen_isa
+    from trilith.quant import QuantConfig
+    from trilith.training.memory import TrainingSetup
+
+    train, twin = sections["train"], sections["pretrain"][variant]
+    how = train["acceleration"]
+    is_native = kind == "cpu" and how["arithmetic"] == "int8" and chosen_isa() is not None
+    return TrainingSetup(
+        model=sections["model"],
+        quant=None if twin["quant"] is None else QuantConfig(**twin["quant"]),
+        optimizer=twin["recipe"]["optimizer"],
+        precision=train["precision"],
+        context=_count("context", own.get("context", train["context"])),
+        batch_size=_count("batch", own.get("batch", train["micro_batch_size"])),
+        accumulate=_count("train.accumulate", train["accumulate"]),
+        device=kind,
+        arithmetic="tiles" if is_native else "tensors",
+        kept="block inputs" if how["checkpoint_activations"] else "everything",
+        z_loss=twin["recipe"]["z_loss"],
+    )
+
+
+def _generation_setup(
+    sections: dict[str, Any], variant: Variant, own: dict[str, str], target: Target
+) -> "InferenceSetup":
+    from trilith.kernels import chosen_isa
+    from trilith.packed import DENSE, PackConfig
+    from trilith.quant import QuantConfig
+    from trilith.runtime import InferenceSetup, Kernel, cache_bits
+
+    model, quant = sections["model"], sections["pretrain"][variant]["quant"]
+    context = _count("context", own.get("context", model.context))
+    on_cpu: Kernel = "torch" if chosen_isa() is None else "native"
+    return InferenceSetup(
+        model=model,
+        quant=None if quant is None else QuantConfig(**quant),
+        pack=DENSE if quant is None else PackConfig(**sections["pack"]),
+        kernel=on_cpu if target.kind == "cpu" else "packed",
+        context=context,
+        prompt=_count("prompt", own.get("prompt", context)),
+        batch_size=_count("batch", own.get("batch", 1)),
+        kv_bits=cache_bits(model),
+    )
+
+
+def _own_choices(choices: Sequence[str]) -> dict[str, str]:
+    own: dict[str, str] = {}
+    for choice in choices:
+        key, equals, value = choice.partition("=")
+        if not equals:
+            raise ValueError(f"{choice!r} is not KEY=VALUE, such as model=7b")
+        if key in own:
+            raise ValueError(f"{key} is given twice: {own[key]} and {value}; give it once")
+        if key in _OWN:
+            own[key] = value
+    return own
+
+
+def _variant(name: str) -> Variant:
+    if name == "dense":
+        return "dense"
+    if name == "ternary":
+        return "ternary"
+    raise ValueError(f"variant={name!r} is not a twin; choose dense or ternary")
+
+
+def _require_effect(override: str, variant: Variant) -> None:
+    """Refuse an override that no figure of the plan depends on."""
+    key = override.lstrip("+~").partition("=")[0]
+    recipe = f"pretrain.{variant}.recipe"
+    groups = ["model", "tokenizer", "train", f"recipe@{recipe}"]
+    keys = ["tokenizer.vocab_size", *_TRAIN_KEYS, f"{recipe}.optimizer", f"{recipe}.z_loss"]
+    prefixes = ["model."]
+    if variant == "ternary":
+        groups += ["quant", "pack"]
+        prefixes += ["quant.", "pack."]
+    if key in (*groups, *keys) or key.startswith(tuple(prefixes)):
+        return
+    raise ValueError(
+        f"{override} has no effect on the memory of variant={variant}; what has: "
+        f"{', '.join((*_OWN, *groups, *keys, *(f'{p}*' for p in prefixes)))}"
+    )
+
+
+def _count(key: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{key}={value} must be a whole number of at least 1")
+    return number
+
+
+def _target(name: str | None) -> Target:
+    import torch
+
+    from trilith.hardware import OVERHEAD_BYTES, device_name, device_named, host_memory_bytes
+
+    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return Target("this machine", "cpu", host_memory_bytes(), OVERHEAD_BYTES["cpu"])
+    if name is None:
+        name, memory_bytes = device_name(), torch.cuda.get_device_properties(0).total_memory
+        return Target(name, "cuda", memory_bytes, OVERHEAD_BYTES["cuda"])
+    try:
+        memory_bytes = device_named(name).memory_bytes
+    except ValueError as error:
+        raise ValueError(f"{error}; or cpu for this machine") from None
+    return Target(name, "cuda", memory_bytes, OVERHEAD_BYTES["cuda"])

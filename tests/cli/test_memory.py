@@ -1,0 +1,151 @@
+"""`trilith memory`: figures that add up, choices that have an effect, errors in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trilith.cli import main
+from trilith.hardware import DEVICES
+
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def _run(capsys: Capture, *choices: str) -> tuple[int, str, str]:
+    code = main(["memory", *choices])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def _table(out: str, title: str) -> dict[str, list[float]]:
+    """Rows of the table below a title, by their first column."""
+    text = next(part for part in out.split("\n\n") if part.startswith(title))
+    rows = re.findall(r"^  (\S.*?)((?: +[\d.,]+ [MG]B)+)$", text, re.MULTILINE)
+    return {
+        name: [float(cell.replace(",", "")) for cell in re.findall(r"[\d.,]+(?= [MG]B)", cells)]
+        for name, cells in rows
+    }
+
+
+def _training(capsys: Capture, *choices: str) -> dict[str, float]:
+    code, out, err = _run(capsys, *choices)
+    assert (code, err) == (0, "")
+    return {name: cells[0] for name, cells in _table(out, "training").items()}
+
+
+@pytest.mark.parametrize("choices", [[], ["device=h200"], ["variant=dense"]], ids=str)
+def test_parts_add_up_to_the_total(capsys: Capture, choices: list[str]) -> None:
+    _, out, _ = _run(capsys, "model=micro", *choices)
+    for title in ("training", "generation"):
+        table = _table(out, title)
+        for total, *cells in zip(table.pop("total"), *table.values(), strict=True):
+            assert total == pytest.approx(sum(cells), abs=0.01 * len(cells))
+
+
+def test_tritters_plan_fits_16_gb_with_a_cache_of_8_bits_and_short_prompts(capsys: Capture) -> None:
+    choices = ["model=7b", "tokenizer.vocab_size=32000", "context=131072", "batch=1", "prompt=512"]
+    _, out, _ = _run(capsys, *choices, "device=rtx5080")
+    assert "7,242,330,112 parameters" in out
+    assert "conf/ says model.context=4096" in out
+    assert _table(out, "generation")["KV cache"] == [34.36, 17.18, 8.59, 4.29]
+    assert re.search(r"fits +no +no +yes +yes", out)
+    assert "does not fit the 16.00 GB of rtx5080" in out
+    assert "with train.acceleration.checkpoint_activations=true" in out
+    assert "the runtime keeps keys and values in 32 bits" in out
+
+
+@pytest.mark.parametrize(
+    ("choice", "part"),
+    [
+        ("batch=8", "activations"),
+        ("context=128", "activations"),
+        ("train.precision=bf16-mixed", "activations"),
+        ("train.acceleration.checkpoint_activations=true", "activations"),
+        ("train.accumulate=2", "working"),
+        ("recipe@pretrain.ternary.recipe=dense_then_ternary_muon", "optimizer"),
+        ("pretrain.ternary.recipe.optimizer=muon", "optimizer"),
+        ("pretrain.ternary.recipe.z_loss=0.1", "activations"),
+        ("quant=ternary_learned", "gradients"),
+        ("variant=dense", "weight copies"),
+        ("model.num_layers=5", "weights"),
+        ("tokenizer=bpe8192", "working"),
+        ("device=cpu", "snapshot"),
+    ],
+)
+def test_a_choice_changes_its_part(capsys: Capture, choice: str, part: str) -> None:
+    device = "device=l4"
+    before = _training(capsys, "model=nano", device)
+    after = _training(capsys, "model=nano", choice, *([] if "device" in choice else [device]))
+    assert after[part] != before[part]
+
+
+@pytest.mark.parametrize(
+    ("choice", "row"),
+    [
+        ("context=512", "KV cache"),
+        ("batch=2", "KV cache"),
+        ("prompt=8", "activations"),
+        ("pack=bits2", "packed file"),
+        ("pack.embedding=bf16", "packed file"),
+        ("quant=prime7", "packed file"),
+        ("quant.granularity=tensor", "packed file"),
+        ("variant=dense", "packed file"),
+    ],
+)
+def test_a_choice_changes_generation(capsys: Capture, choice: str, row: str) -> None:
+    base = ["model=nano", "device=l4"]
+    before = _table(_run(capsys, *base)[1], "generation")
+    after = _table(_run(capsys, *base, choice)[1], "generation")
+    assert before[row] != after[row]
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        (["model=nano", "device=h300"], "choose one of " + ", ".join(DEVICES)),
+        (["model=nano", "corpus=folder"], "corpus=folder has no effect"),
+        (["model=nano", "train.validate_every=7"], "train.validate_every=7 has no effect"),
+        (["model=nano", "variant=dense", "quant=prime7"], "quant=prime7 has no effect"),
+        (["model=nano", "variant=sparse"], "choose dense or ternary"),
+        (["model=nano", "batch=0"], "batch=0 must be a whole number of at least 1"),
+        (["model=nano", "context=1.5"], "context=1.5 must be a whole number"),
+        (["model=nano", "prompt=300"], "prompt=300 is longer than context=256"),
+        (["model=nano", "batch=1", "batch=2"], "batch is given twice"),
+        (["model=nano", "nano"], "'nano' is not KEY=VALUE"),
+        (["model=giant"], "model/giant"),
+        (["model=nano", "train.precision=8"], "precision=8 must be one of 32-true"),
+    ],
+    ids=str,
+)
+def test_an_error_is_one_line(capsys: Capture, choices: list[str], text: str) -> None:
+    code, out, err = _run(capsys, *choices)
+    assert (code, out) == (1, "")
+    assert err.startswith("trilith: error: ") and err.count("\n") == 1
+    assert text in err
+
+
+def test_a_project_without_training_cannot_plan(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/nano.yaml").write_text((ROOT / "conf/model/nano.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    code, _, err = _run(capsys, "model=nano", "model.vocab_size=500")
+    assert code == 1
+    assert "gives no section train, pretrain, pack" in err
+
+
+def test_info_shows_the_sizes_in_short(capsys: Capture) -> None:
+    assert main(["info", "model=125m"]) == 0
+    out = capsys.readouterr().out
+    sizes = _table(out, "memory")
+    total = int(re.findall(r"total +([\d,]+)", out)[0].replace(",", ""))
+    assert sizes["gradients"] == [round(4 * total / 1e6, 2)]
+    assert sizes["adamw state"] == [round(8 * total / 1e6, 2)]
+    assert {"weights", "packed file"} < set(sizes)

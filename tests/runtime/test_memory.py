@@ -1,0 +1,131 @@
+"""The plan of a packed model against its file, its tensors and what generating allocates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.memory_peak import peak_bytes, storage_bytes
+from tests.model.test_zoo import shape
+
+from trilith.kernels import chosen_isa
+from trilith.model import ModelConfig, build_model
+from trilith.packed import DENSE, Attachments, PackConfig, TokenizerParts, write_packed
+from trilith.quant import QuantConfig
+from trilith.runtime import (
+    Engine,
+    InferenceSetup,
+    cache_bits,
+    file_bytes,
+    longest_context,
+    plan_inference,
+)
+
+TERNARY = QuantConfig("ternary", "absmean", "tensor", None, 8)
+PRIME = QuantConfig("prime7", "least_squares", "group", 32, 8)
+WEIGHTS_ALONE = QuantConfig("ternary", "absmean", "row", None, None)
+SMALLEST = PackConfig("smallest", "int8")
+TOY = ModelConfig("toy", 301, 96, 2, 6, 2, "relu2", 160, 64, 1e4, 1e-5, False, False, False)
+BATCH = 2
+Kind = tuple[ModelConfig, QuantConfig | None, PackConfig]
+KINDS: list[Kind] = [
+    (shape("nano", 2048), TERNARY, SMALLEST),
+    (TOY, PRIME, SMALLEST),
+    (shape("micro", 2048), None, DENSE),
+    (TOY, TERNARY, PackConfig("bits2", "bf16")),
+    (TOY, WEIGHTS_ALONE, SMALLEST),
+]
+
+
+def setup_of(kind: Kind, **changes: Any) -> InferenceSetup:
+    model, quant, pack = kind
+    given = {"context": model.context, "prompt": model.context - 1, "batch_size": BATCH}
+    given |= {"kernel": "packed", "kv_bits": cache_bits(model)}
+    return InferenceSetup(model, quant, pack, **(given | changes))
+
+
+def write(kind: Kind, path: Path) -> Any:
+    model, quant, pack = kind
+    return write_packed(
+        build_model(model, quant),
+        path=path,
+        config=pack,
+        attachments=Attachments(TokenizerParts(b"none", {}), {}),
+        proof_tokens=torch.zeros(1, 4, dtype=torch.long),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].name)
+def test_the_file_is_planned_to_the_byte(kind: Kind, tmp_path: Path) -> None:
+    report = write(kind, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        model = build_model(kind[0], None)
+    planned = file_bytes(model, quant=kind[1], pack=kind[2])._asdict()
+    measured = {part: report.bytes_by_part[part] for part in planned}
+    assert planned == measured
+    assert plan_inference(setup_of(kind)).file == sum(measured.values())
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].name)
+def test_running_takes_what_is_planned(
+    kind: Kind, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRILITH_KERNELS", "torch" if kernel == "torch" else "auto")
+    if kernel == "native" and chosen_isa() is None:
+        pytest.skip("no native kernels on this machine")
+    write(kind, tmp_path / "model.safetensors")
+    plan = plan_inference(setup_of(kind, kernel=kernel))
+    engine = Engine.load(tmp_path / "model.safetensors")
+    held = storage_bytes([*engine.model.parameters(), *engine.model.buffers()])
+    if engine.decoder is not None:
+        # Its cosines and sines.
+        held += 2 * 4 * kind[0].context * kind[0].head_width
+    cache = engine.new_cache(batch_size=BATCH, capacity=kind[0].context)
+    tokens = torch.randint(0, kind[0].vocab_size, (BATCH, kind[0].context - 1))
+    prefill = peak_bytes(lambda: engine.prefill(tokens, cache=cache))
+    decode = peak_bytes(lambda: engine.decode_one_token(tokens[:, 0], cache=cache))
+    assert plan.unpacked == held
+    assert plan.kv_cache == cache.keys.nbytes + cache.values.nbytes
+    assert plan.prefill == pytest.approx(prefill, rel=0.05)
+    assert plan.decode == pytest.approx(decode, rel=0.05)
+    measured = plan.file + held + cache.keys.nbytes * 2 + max(prefill, decode)
+    assert plan.total == pytest.approx(measured, rel=0.05)
+
+
+def test_the_cache_of_tritters_plan() -> None:
+    """32 layers, 8 key/value heads of 128 features, 131,072 tokens: 4.3 GB in 4 bits."""
+    kind = (shape("7b", 32_000), TERNARY, SMALLEST)
+    sizes = {
+        bits: plan_inference(setup_of(kind, context=131_072, batch_size=1, kv_bits=bits)).kv_cache
+        for bits in (4, 8, 16, 32)
+    }
+    assert sizes[4] == 2 * 32 * 8 * 128 * 131_072 // 2 == 4_294_967_296
+    assert [sizes[bits] // sizes[4] for bits in (8, 16, 32)] == [2, 4, 8]
+
+
+@pytest.mark.parametrize("kernel", ["packed", "torch"])
+@pytest.mark.parametrize("memory_bytes", [10**6, 10**7, 10**8])
+def test_the_longest_context_is_the_last_that_fits(kernel: Any, memory_bytes: int) -> None:
+    setup = setup_of(KINDS[0], kernel=kernel, prompt=16)
+
+    def total(context: int) -> int:
+        return plan_inference(setup_of(KINDS[0], kernel=kernel, prompt=16, context=context)).total
+
+    longest = longest_context(setup, memory_bytes=memory_bytes)
+    if longest:
+        assert total(longest) <= memory_bytes < total(longest + 1)
+    else:
+        assert total(16) > memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"prompt": 300}, "prompt=300 is longer than context=256"),
+    ],
+)
+def test_an_impossible_setup_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        setup_of(KINDS[0], **changes)
