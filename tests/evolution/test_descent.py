@@ -2,8 +2,8 @@
 
 import torch
 
-from trilith.evolution import grid_sqnr_db, move_to_grid
-from trilith.model import ModelConfig, build_model
+from trilith.evolution import grid_sqnr_db
+from trilith.model import ModelConfig, build_model, move_to_grid
 from trilith.quant import BitLinear, QuantConfig, fit_scale
 
 PRIME7 = QuantConfig("prime7", "least_squares", "row", None, 8)

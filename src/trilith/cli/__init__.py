@@ -1,4 +1,4 @@
-"""The command line: `trilith generate`, `trilith info`, `trilith doctor`."""
+"""The command line: `trilith generate`, `trilith info`, `trilith import`, `trilith doctor`."""
 
 from trilith.cli.main import main
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from trilith import __version__
-from trilith.cli import doctor, generate, info
+from trilith.cli import doctor, generate, importing, info
 
 INTERRUPTED = 130
 
@@ -35,5 +35,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate.add_parser(commands)
     info.add_parser(commands)
+    importing.add_parser(commands)
     doctor.add_parser(commands)
     return parser

@@ -1,15 +1,24 @@
-"""Pretraining: a model from fresh weights on the token shards, dense or on a grid."""
+"""Pretraining: a model on the token shards, dense or on a grid, from fresh or given weights."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from trilith.files import remove
-from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
+from trilith.model import (
+    Checkpoint,
+    ModelConfig,
+    Transformer,
+    build_model,
+    count_parameters,
+    move_to_grid,
+    require_shape,
+    save_checkpoint,
+)
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import TokenWindows
@@ -30,9 +39,13 @@ class Twin:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Optimizer steps of both twins, and what each has of its own."""
+    """Optimizer steps of both twins, and what each has of its own.
+
+    `start_from` is a checkpoint of any kind (`trilith.imports`) whose weights both start from.
+    """
 
     num_steps: int
+    start_from: str | None
     dense: Twin
     ternary: Twin
 
@@ -45,12 +58,27 @@ class PretrainConfig:
             raise ValueError("pretrain.dense.recipe.dense_share must be 0: it is dense anyway")
 
 
+class Start(Protocol):
+    """A checkpoint to go on from: `trilith.imports.Source`, or anything that knows as much."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def tokenizer_sha256(self) -> str: ...
+    @property
+    def weights_sha256(self) -> dict[str, str]: ...
+    def load(self) -> Checkpoint: ...
+
+
 class PretrainPlan(NamedTuple):
-    """What to train, and for how many optimizer steps."""
+    """What to train, for how many optimizer steps, and from what; None draws fresh weights."""
 
     model: ModelConfig
     twin: Twin
     num_steps: int
+    start: Start | None = None
 
 
 def pretrain(
@@ -59,13 +87,16 @@ def pretrain(
     """Train a model and write its checkpoint; return flat metrics.
 
     Raises:
-        ValueError: the shards hold another vocabulary or too few tokens, or training is unstable.
+        ValueError: the shards hold another vocabulary or too few tokens, the start is of another
+            shape or tokenizer, or training is unstable.
     """
     train = open_split(tokens_dir, "train")
     validation = open_split(tokens_dir, "validation")
     check_shape(plan.model, config, vocab_size=train.vocab_size)
     torch.manual_seed(place.seed)
-    model = build_model(plan.model, plan.twin.quant)
+    model, before = _first_model(
+        plan, tokens_dir=tokens_dir, tokenizer_sha256=train.tokenizer_sha256
+    )
     windows = TokenWindows(
         train.tokens,
         context=config.context,
@@ -75,11 +106,11 @@ def pretrain(
     held_out = validation_windows(validation.tokens, config)
     fit_plan = Plan(plan.num_steps, plan.twin.recipe, next_token_objective, windows, held_out)
     metrics = fit(model, plan=fit_plan, config=config, place=place)
-    provenance = {
+    provenance = before | {
         "name": place.name,
         "reference": "dense",
-        "num_tokens_seen": metrics["train/num_tokens"],
-        "num_steps": plan.num_steps,
+        "num_tokens_seen": before.get("num_tokens_seen", 0) + metrics["train/num_tokens"],
+        "num_steps": before.get("num_steps", 0) + plan.num_steps,
         "seed": place.seed,
     }
     save_checkpoint(Checkpoint(model, plan.twin.quant, train.tokenizer_sha256, provenance), out_dir)
@@ -95,6 +126,28 @@ def pretrain(
         out_dir,
     )
     return metrics
+
+
+def _first_model(
+    plan: PretrainPlan, *, tokens_dir: Path, tokenizer_sha256: str
+) -> tuple[Transformer, dict[str, Any]]:
+    """Return the model that training starts with, and the provenance that it brings along."""
+    start, quant = plan.start, plan.twin.quant
+    if start is None:
+        return build_model(plan.model, quant), {}
+    require_shape(start.model, plan.model, origin=f"pretrain.start_from={start.path}")
+    if start.tokenizer_sha256 != tokenizer_sha256:
+        raise ValueError(
+            f"pretrain.start_from={start.path} has the tokenizer {start.tokenizer_sha256[:12]} and "
+            f"{tokens_dir} was made with {tokenizer_sha256[:12]} (SHA-256); set "
+            "tokenizer.from_file to the model's own tokenizer and run tokenize again"
+        )
+    checkpoint = start.load()
+    # Scales of the same grid are kept as they are: the model goes on exactly where it stood.
+    same = checkpoint.quant == quant
+    model = checkpoint.model if same else move_to_grid(checkpoint.model, quant)
+    origin = {"name": checkpoint.provenance.get("name"), "weights": start.weights_sha256}
+    return model.train(), checkpoint.provenance | {"started_from": origin}
 
 
 def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> None:
