@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint of any project, opened: headers are read and checked, weights are not.
+    """A checkpoint of any project, opened: what can be wrong is found before weights are converted.
 
     Attributes:
         kind: whose format it is, for people.
@@ -79,9 +79,8 @@ class Source:
                     f"{self.path} holds a weight that is not finite, in our {name}; its training "
                     "diverged or the file is damaged: get another copy"
                 )
-        model = _model_of(state, self)
-        provenance = self.provenance | {"imported": {self.kind: self.weights_sha256}}
-        return Checkpoint(model.eval(), self.quant, self.tokenizer_sha256, provenance)
+        model = _model_of(state, self).eval()
+        return Checkpoint(model, self.quant, self.tokenizer_sha256, self.provenance)
 
 
 def fresh_provenance(name: str) -> dict[str, Any]:
