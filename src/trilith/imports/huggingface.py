@@ -13,7 +13,13 @@ from trilith.files import read_json
 from trilith.imports.layers import LayerWeights, fuse
 from trilith.imports.licence import licence_beside
 from trilith.imports.shards import Shards, open_shards, read_tensor
-from trilith.imports.source import Source, State, fresh_provenance, require_tokenizer_size
+from trilith.imports.source import (
+    Source,
+    State,
+    fresh_provenance,
+    plain_name,
+    require_tokenizer_size,
+)
 from trilith.model import ModelConfig
 from trilith.tokens import Tokenizer
 
@@ -123,7 +129,7 @@ def _shape(config: dict[str, Any], name: str) -> ModelConfig:
     theta = _rope(config).get("rope_theta", config.get("rope_theta", 10_000.0))
     num_heads = config["num_attention_heads"]
     return ModelConfig(
-        name=name.lower(),
+        name=plain_name(name),
         vocab_size=config["vocab_size"],
         width=config["hidden_size"],
         num_layers=config["num_hidden_layers"],

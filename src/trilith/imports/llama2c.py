@@ -18,7 +18,13 @@ from torch import Tensor
 from trilith.imports.layers import LayerWeights, fuse, halves_from_pairs
 from trilith.imports.licence import licence_beside
 from trilith.imports.llama2c_tokenizer import find_tokenizer
-from trilith.imports.source import Source, State, fresh_provenance, require_tokenizer_size
+from trilith.imports.source import (
+    Source,
+    State,
+    fresh_provenance,
+    plain_name,
+    require_tokenizer_size,
+)
 from trilith.imports.ternary_codes import read_ternary_codes, scale_and_gain
 from trilith.model import ModelConfig
 from trilith.quant import QuantConfig
@@ -94,7 +100,7 @@ def open_llama2c(path: Path, *, tokenizer: Path | None) -> Source:
     variant = _variant(path, header)
     is_ternary = variant.read is _read_ternary
     model = ModelConfig(
-        name=path.stem.lower(),
+        name=plain_name(path.stem),
         vocab_size=header.vocab_size,
         width=header.width,
         num_layers=header.num_layers,

@@ -83,6 +83,11 @@ class Source:
         return Checkpoint(model, self.quant, self.tokenizer_sha256, self.provenance)
 
 
+def plain_name(text: str) -> str:
+    """Return the name of a file or folder as the name of a model: fit for conf/ and other files."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "imported"
+
+
 def fresh_provenance(name: str) -> dict[str, Any]:
     """Provenance of a model whose training another project did: nothing is known of its tokens."""
     return {"name": name, "reference": "dense", "num_tokens_seen": 0, "num_steps": 0}
