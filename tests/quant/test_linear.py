@@ -12,6 +12,7 @@ from trilith.quant import (
     Grid,
     QuantConfig,
     dequantize,
+    dequantized_weight,
     fake_quantize,
     fake_quantize_activation,
     grid_named,
@@ -23,7 +24,11 @@ from trilith.quant import (
 CASES = [
     QuantConfig(grid, rule, granularity, group_size, bits)  # type: ignore[arg-type]
     for (grid, rule), (granularity, group_size), bits in itertools.product(
-        [("ternary", "absmean"), ("ternary", "least_squares"), ("prime7", "least_squares")],
+        [
+            *(("ternary", rule) for rule in ("absmean", "median", "least_squares", "learned")),
+            ("prime7", "least_squares"),
+            ("prime7", "learned"),
+        ],
         [("tensor", None), ("row", None), ("group", 8)],
         [8, None],
     )
@@ -47,7 +52,11 @@ def test_value_and_gradients_are_those_of_fake_quantization(
     latent = layer.weight.detach().clone().requires_grad_()
     oracle_x = x.detach().clone().requires_grad_()
     acts = oracle_x if config.activation_bits is None else fake_quantize_activation(oracle_x)
-    expected = F.linear(acts, fake_quantize(latent, config))
+    # The logarithm of a learned scale and back moves its last bit.
+    quantized = fake_quantize(latent, config)
+    if config.scale_rule == "learned":
+        quantized = straight_through(latent, dequantized_weight(layer))
+    expected = F.linear(acts, quantized)
     (expected * upstream).sum().backward()
 
     y = layer(x)
@@ -89,8 +98,11 @@ def test_a_kept_scale_follows_the_weight_in_training_and_stays_in_evaluation() -
         layer.weight.mul_(1.05)
     layer.eval()(torch.randn(2, 128))
     assert torch.equal(layer.scale, fitted)
-    for _ in range(30):
-        layer.train()(torch.randn(2, 128))
+    layer.train()
+    for step in range(30):
+        layer.start_step(hold=step % 2 == 0)
+        for _ in range(2):
+            layer(torch.randn(2, 128))
     # Alternation stops where no code changes any more, a little before the best scale.
     torch.testing.assert_close(layer.scale, fitted * 1.05, rtol=1e-2, atol=0)
     layer.refit()
@@ -144,7 +156,7 @@ def test_half_precision_keeps_the_products_exact() -> None:
     x = torch.randn(3, 200)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
-    assert torch.equal(y, layer(x))
+    assert torch.equal(y, layer(x).bfloat16())
 
 
 @pytest.mark.parametrize("bits", [8, None])
@@ -169,3 +181,67 @@ def test_straight_through_of_the_layer_matches_the_formula_on_latents() -> None:
     (x @ straight_through(latent, quantized).T).pow(2).sum().backward()
     layer(x).pow(2).sum().backward()
     torch.testing.assert_close(layer.weight.grad, latent.grad)
+
+
+def test_all_micro_batches_of_a_step_see_the_same_codes() -> None:
+    config = QuantConfig("ternary", "least_squares", "row", None, 8)
+    layers = [BitLinear(24, 6, config).train() for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, hold in zip(layers, (True, False), strict=True):
+        with torch.no_grad():
+            layer.weight.mul_(torch.linspace(0.5, 1.5, 24))
+        layer.start_step(hold=hold)
+    x = torch.randn(3, 24)
+    outputs = [layer(x) for layer in layers for _ in range(2)]
+    assert all(torch.equal(outputs[0], other) for other in outputs)
+    assert torch.equal(layers[0].scale, layers[1].scale)
+
+
+def test_a_weight_loaded_after_a_step_is_quantized_anew() -> None:
+    layer = BitLinear(8, 3, QuantConfig("ternary", "absmean", "row", None, 8)).train()
+    layer.start_step(hold=True)
+    with torch.no_grad():
+        layer.weight.neg_()
+    x = torch.randn(2, 8)
+    assert not torch.equal(layer(x), layer.eval()(x))
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_a_share_blends_weights_and_activations(bits: int | None) -> None:
+    config = QuantConfig("ternary", "absmean", "row", None, bits)  # type: ignore[arg-type]
+    layer = BitLinear(16, 5, config)
+    x = torch.randn(4, 16)
+    layer.quantized_share = 0.0
+    assert torch.equal(layer(x), F.linear(x, layer.weight))
+    layer.quantized_share = 0.25
+    weight = 0.75 * layer.weight + 0.25 * fake_quantize(layer.weight, config)
+    acts = x if bits is None else 0.75 * x + 0.25 * fake_quantize_activation(x)
+    torch.testing.assert_close(layer(x), F.linear(acts, weight))
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, acts.detach().sum(dim=0).expand(5, -1))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7"])
+def test_a_learned_scale_gets_the_gradient_of_lsq(granularity: str, grid: str) -> None:
+    group_size = 4 if granularity == "group" else None
+    config = QuantConfig(grid, "learned", granularity, group_size, None)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    layer = BitLinear(8, 3, config).double()
+    x, upstream = torch.randn(5, 8).double(), torch.randn(5, 3).double()
+    (layer(x) * upstream).sum().backward()
+    grad_weight = upstream.T @ x
+    levels = layer.config.levels
+    codes, scale = layer.quantized_weight()
+    expected = torch.zeros_like(scale)
+    num_groups = scale.shape[1]
+    for o, i in itertools.product(range(3), range(8)):
+        block = (min(o, scale.shape[0] - 1), i * num_groups // 8)
+        ratio = float(layer.weight[o, i] / scale[block])
+        slope = levels.levels[codes[o, i]] - (ratio if abs(ratio) <= levels.max_level else 0)
+        expected[block] += grad_weight[o, i] * slope * scale[block]
+    expected /= (24 / expected.numel() * levels.numerators[-1]) ** 0.5
+    # quantize works in float32.
+    torch.testing.assert_close(layer.log_scale.grad, expected.double(), rtol=1e-5, atol=1e-6)
+    assert float(expected.abs().min()) > 0

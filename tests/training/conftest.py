@@ -10,6 +10,7 @@ import torch
 
 from trilith.model import ModelConfig, Transformer, build_model
 from trilith.quant import QuantConfig
+from trilith.training.acceleration import AccelerationConfig
 from trilith.training.batches import TokenWindows
 from trilith.training.fit import Plan, RunPlace, TrainConfig
 from trilith.training.module import next_token_objective
@@ -32,6 +33,7 @@ TRAIN = TrainConfig(
     micro_batch_size=4,
     accumulate=1,
     precision="32-true",
+    acceleration=AccelerationConfig("int8", compile=False, checkpoint_activations=False),
     validate_every=10,
     validation_batches=2,
     checkpoint_every=5,
@@ -51,6 +53,8 @@ RECIPE = Recipe(
     beta2=0.95,
     clip_norm=1.0,
     dense_share=0.0,
+    ramp_steps=0,
+    z_loss=0.0,
 )
 
 Fit = Callable[..., dict[str, Any]]

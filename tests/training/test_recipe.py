@@ -22,6 +22,8 @@ COSINE = Recipe(
     beta2=0.95,
     clip_norm=1.0,
     dense_share=0.0,
+    ramp_steps=0,
+    z_loss=0.0,
 )
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
 TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, final_lr_share=0.0)

@@ -3,7 +3,7 @@
 import torch
 
 from trilith.model import Transformer
-from trilith.quant import BitLinear, dequantize, sqnr_db
+from trilith.quant import BitLinear, dequantized_weight, sqnr_db
 
 
 @torch.no_grad()
@@ -12,6 +12,5 @@ def grid_sqnr_db(model: Transformer) -> float:
     ratios = []
     for module in model.modules():
         if isinstance(module, BitLinear):
-            codes, scale = module.quantized_weight()
-            ratios.append(sqnr_db(module.weight, dequantize(codes, scale, module.config.levels)))
+            ratios.append(sqnr_db(module.weight, dequantized_weight(module)))
     return sum(ratios) / len(ratios)

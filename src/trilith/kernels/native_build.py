@@ -43,6 +43,27 @@ class WeightStruct(ctypes.Structure):
     )
 
 
+class QuantizedStruct(ctypes.Structure):
+    """`quantized` in trilith.h."""
+
+    _fields_ = (("activations", _POINTER), ("is_bfloat16", _LONG))
+
+
+class StepWeightStruct(ctypes.Structure):
+    """`step_weight` in step.c."""
+
+    _fields_ = (
+        ("latent", _POINTER),
+        ("scale", _POINTER),
+        ("numerators", _POINTER),
+        ("quantized", _POINTER),
+        ("num_rows", _LONG),
+        ("num_in", _LONG),
+        ("num_groups", _LONG),
+        ("scale_rows", _LONG),
+    )
+
+
 class Native(NamedTuple):
     """The loaded library, or what stands in its way."""
 
@@ -143,6 +164,16 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.trilith_supports.argtypes = [_INT]
     weight = ctypes.POINTER(WeightStruct)
     library.trilith_linear.argtypes = [weight, _POINTER, _POINTER, _LONG, _INT, _LONG]
+    kept = ctypes.POINTER(QuantizedStruct)
+    library.trilith_linear_keeping.argtypes = [
+        *(weight, _POINTER, _POINTER, kept, _LONG, _INT, _LONG)
+    ]
+    library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER]
+    library.trilith_tile.restype = None
+    step = ctypes.POINTER(StepWeightStruct)
+    for function in (library.trilith_refine, library.trilith_step_weight):
+        function.argtypes = [step, _INT, _LONG]
+        function.restype = None
     # model, cache, tokens, logits.
     library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
     return library

@@ -15,10 +15,10 @@ from trilith.kernels.weight import PackedWeight
 from trilith.quant import numerators_of
 
 # Outputs and inputs of a tile, as in trilith.h.
-_TILE = 16
+TILE = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
-_MAX_INPUTS = 2**19
-_MAX_OFFSET = 16
+MAX_INPUTS = 2**19
+MAX_OFFSET = 16
 
 
 class NativeProduct(nn.Module):
@@ -44,7 +44,7 @@ class NativeProduct(nn.Module):
         levels[: weight.grid.num_levels] = torch.tensor(weight.grid.numerators) + self.offset
         self.register_buffer("levels", levels)
         factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
-        padding = (0, -self.num_out % _TILE)
+        padding = (0, -self.num_out % TILE)
         self.register_buffer("factor", F.pad(factor.T, padding).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,8 +95,15 @@ class NativeProduct(nn.Module):
 def fits_native(weight: PackedWeight) -> bool:
     """True if no sum of this weight can overflow and its codes fit the tiles."""
     grid = weight.grid
-    fits = grid.numerators[-1] <= _MAX_OFFSET and grid.num_levels <= 16
-    return fits and weight.shape[1] <= _MAX_INPUTS
+    fits = grid.numerators[-1] <= MAX_OFFSET and grid.num_levels <= 16
+    return fits and weight.shape[1] <= MAX_INPUTS
+
+
+def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, bits: int) -> int:
+    """Bytes of a weight [O, I] in tiles."""
+    num_out, num_in = shape
+    group_tiles = -(-(num_in // num_groups) // TILE)
+    return -(-num_out // TILE) * num_groups * group_tiles * TILE * TILE * bits // 8
 
 
 def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
@@ -112,11 +119,11 @@ def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
     """
     num_out, num_in = codes_OI.shape
     group_in = num_in // num_groups
-    blocks, tiles = -(-num_out // _TILE), -(-group_in // _TILE)
-    padded = codes_OI.new_zeros(blocks * _TILE, num_groups, tiles * _TILE)
+    blocks, tiles = -(-num_out // TILE), -(-group_in // TILE)
+    padded = codes_OI.new_zeros(blocks * TILE, num_groups, tiles * TILE)
     padded[:num_out, :, :group_in] = codes_OI.view(num_out, num_groups, group_in)
     # block, output, group, tile, plane, input -> block, group, tile, plane, output, input
-    planes = padded.view(blocks, _TILE, num_groups, tiles, 4, 4).permute(0, 2, 3, 4, 1, 5)
+    planes = padded.view(blocks, TILE, num_groups, tiles, 4, 4).permute(0, 2, 3, 4, 1, 5)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None, None]
     shared = planes.unflatten(3, (-1, 8 // bits)) << shifts
     return shared.sum(dim=4, dtype=torch.uint8).view(-1)

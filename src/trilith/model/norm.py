@@ -34,6 +34,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With n = x / rms: dx = (w g - n mean(w g n)) / rms, dw = sum of g n over tokens."""
         x, weight, inv_rms = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = grad.to(inv_rms.dtype)
         product = (grad * x).reshape(-1, x.shape[-1])
         grad_weight = inv_rms.view(1, -1) @ product
         mean = (product @ weight).view_as(inv_rms) * inv_rms.pow(3) / x.shape[-1]

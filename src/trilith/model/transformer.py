@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from trilith.model.attention import Attention, LinearFactory, rope_tables
 from trilith.model.cache import KVCache
@@ -58,7 +59,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to logits. `linear` makes the projections: dense, BitLinear or packed ones."""
+    """Tokens to logits. `linear` makes the projections: dense, BitLinear or packed ones.
+
+    While `checkpoints_blocks` is set, training keeps the inputs of each block alone, and computes
+    the rest again in the backward pass.
+    """
+
+    checkpoints_blocks = False
 
     def __init__(self, config: ModelConfig, linear: LinearFactory) -> None:
         super().__init__()
@@ -87,7 +94,10 @@ class Transformer(nn.Module):
         rope = rope_tables(positions, self.config.head_width, self.config.rope_theta)
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rope, cache)
+            if self.checkpoints_blocks and self.training:
+                x_BTD = checkpoint(block, x_BTD, rope, cache, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, cache)
         if cache is not None:
             cache.advance(num_new)
         return self.norm(x_BTD)

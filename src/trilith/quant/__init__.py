@@ -3,8 +3,17 @@
 from trilith.quant.codec import CODECS, Codec, codecs_for
 from trilith.quant.config import QuantConfig
 from trilith.quant.grid import GRIDS, Grid, grid_named, nearest_codes, numerators_of
-from trilith.quant.linear import BitLinear, integer_product
+from trilith.quant.linear import SCALE_NAMES, BitLinear, dequantized_weight
+from trilith.quant.product import (
+    EXACT_FLOAT32,
+    Arithmetic,
+    Product,
+    StepWeight,
+    integer_product,
+    output_dtype,
+)
 from trilith.quant.quantize import (
+    INT8_MAX,
     QuantizedActivation,
     QuantizedWeight,
     dequantize,
@@ -17,28 +26,37 @@ from trilith.quant.quantize import (
     sqnr_db,
     straight_through,
 )
-from trilith.quant.scale import absmean_scale, least_squares_scale, refine_scale
+from trilith.quant.scale import absmean_scale, least_squares_scale, median_scale, refine_scale
 
 __all__ = [
     "CODECS",
+    "EXACT_FLOAT32",
     "GRIDS",
+    "INT8_MAX",
+    "SCALE_NAMES",
+    "Arithmetic",
     "BitLinear",
     "Codec",
     "Grid",
+    "Product",
     "QuantConfig",
     "QuantizedActivation",
     "QuantizedWeight",
+    "StepWeight",
     "absmean_scale",
     "codecs_for",
     "dequantize",
+    "dequantized_weight",
     "fake_quantize",
     "fake_quantize_activation",
     "fit_scale",
     "grid_named",
     "integer_product",
     "least_squares_scale",
+    "median_scale",
     "nearest_codes",
     "numerators_of",
+    "output_dtype",
     "quantize",
     "quantize_activation",
     "quantize_weight",

@@ -1,18 +1,23 @@
 """How weights and activations are quantized: one section of the configuration."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from trilith.quant.grid import Grid, grid_named
 from trilith.quant.scale import Granularity
 
-ScaleRule = Literal["absmean", "least_squares"]
+ScaleRule = Literal["absmean", "median", "least_squares", "learned"]
+# Rules whose scale is a mean or middle magnitude: it says nothing about grids of more levels.
+_MAGNITUDE_RULES = ("absmean", "median")
 
 
 @dataclass(frozen=True)
 class QuantConfig:
     """The grid, the rule and granularity of its scales, and the activations' precision.
 
+    Rules: "absmean" and "median" take the mean or the median magnitude of the weights (BitNet
+    b1.58, arXiv 2402.17764; b1.58 Reloaded, arXiv 2407.09527), "least_squares" follows the weights
+    with the smallest squared error, "learned" trains the scale (LSQ, arXiv 1902.08153).
     `group_size` counts inputs and belongs to granularity "group" alone; `activation_bits` is 8
     (absmax per token) or None (activations stay in floating point).
     """
@@ -25,8 +30,8 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         grid = grid_named(self.grid)
-        _require_choice("scale_rule", self.scale_rule, ("absmean", "least_squares"))
-        _require_choice("granularity", self.granularity, ("tensor", "row", "group"))
+        _require_choice("scale_rule", self.scale_rule, get_args(ScaleRule))
+        _require_choice("granularity", self.granularity, get_args(Granularity))
         _require_choice("activation_bits", self.activation_bits, (8, None))
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError(
@@ -35,9 +40,9 @@ class QuantConfig:
             )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"quant.group_size={self.group_size} must be positive")
-        if self.scale_rule == "absmean" and grid.num_levels > 3:
+        if self.scale_rule in _MAGNITUDE_RULES and grid.num_levels > 3:
             raise ValueError(
-                f"quant.scale_rule=absmean does not fit grid={self.grid}: the mean magnitude is "
+                f"quant.scale_rule={self.scale_rule} does not fit grid={self.grid}: a magnitude is "
                 "the scale of sign and ternary weights alone; use scale_rule=least_squares"
             )
 

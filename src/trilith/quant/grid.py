@@ -28,6 +28,11 @@ class Grid:
         """The levels as floats."""
         return tuple(n / self.denominator for n in self.numerators)
 
+    @cached_property
+    def is_consecutive(self) -> bool:
+        """True if the numerators are whole numbers in a row."""
+        return self.numerators == tuple(range(self.numerators[0], self.numerators[-1] + 1))
+
     @property
     def num_levels(self) -> int:
         return len(self.numerators)
@@ -86,5 +91,7 @@ def nearest_codes(values: Tensor, grid: Grid) -> Tensor:
 
 def numerators_of(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return `grid.numerators[codes]`: integers held in `dtype`, same shape as `codes`."""
+    if grid.is_consecutive:
+        return codes.to(dtype) + grid.numerators[0]
     table = torch.tensor(grid.numerators, dtype=dtype, device=codes.device)
     return table[codes.long()]

@@ -1,147 +1,144 @@
 """BitLinear: a linear layer that trains latent weights and computes with their codes.
 
-The forward pass multiplies whole numbers (level numerators and int8 activations, exact in float32)
-and scales once, so a packed model that does the same in integers gives the same bits. The backward
-pass is the straight-through one of `fake_quantize` and `fake_quantize_activation`.
+The forward pass multiplies whole numbers (level numerators and int8 activations) exactly and scales
+once, so a packed model that does the same in integers gives the same bits. The backward pass is the
+straight-through one of `fake_quantize` and `fake_quantize_activation`.
 """
+
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
 
 from trilith.quant.config import QuantConfig
-from trilith.quant.grid import Grid, numerators_of
+from trilith.quant.product import Arithmetic, StepWeight, float_product, quantized_product
 from trilith.quant.quantize import (
-    INT8_MAX,
     QuantizedWeight,
-    expand_scale,
+    dequantize,
+    fake_quantize_activation,
     fit_scale,
+    learn_scale,
     quantize,
-    quantize_activation,
+    straight_through,
 )
-from trilith.quant.scale import grouped, refine_scale
 
-# Whole numbers up to here are exact in float32.
-_EXACT_FLOAT32 = 2**24
+# What a layer keeps of its scales; the rest of its state is the latent weight.
+SCALE_NAMES = ("scale", "log_scale")
 
 
 class BitLinear(nn.Linear):
     """`nn.Linear` without bias whose `weight` is latent and whose product is quantized.
 
-    With scale rule absmean the scale follows the weight at each call. With least_squares it is kept
-    in the buffer `scale`: fitted by `refit`, refined by one alternation per training step. While
-    `is_dense` is set, the layer is a plain `nn.Linear`: a dense phase before the quantized one.
+    Rules absmean and median take the scale from the weight at each use. Rule least_squares keeps it
+    in the buffer `scale`, fitted by `refit` and refined once by each `start_step`; rule learned
+    trains `log_scale`: optimizers take steps of their own size, so that these are relative.
+
+    `quantized_share` is lambda in w + lambda (q(w) - w), for weights and activations alike: 0 is a
+    plain `nn.Linear`, 1 the quantized one, and what lies between leads from one to the other.
+    `arithmetic` computes all this; products have the same bits in every one.
     """
 
     scale: Tensor | None
-    is_dense = False
+    log_scale: nn.Parameter | None
 
     def __init__(self, num_in: int, num_out: int, config: QuantConfig) -> None:
         super().__init__(num_in, num_out, bias=False)
         self.config = config
+        self.quantized_share = 1.0
+        self.arithmetic = Arithmetic()
+        self._is_refinement_due = False
+        self._held: StepWeight | None = None
         self.register_buffer("scale", None)
+        self.register_parameter("log_scale", None)
         if config.scale_rule == "least_squares":
             self.register_buffer("scale", torch.empty_like(fit_scale(self.weight, config)))
-            self.refit()
+        if config.scale_rule == "learned":
+            self.log_scale = nn.Parameter(torch.empty_like(fit_scale(self.weight, config)))
+        self.refit()
 
     @torch.no_grad()
     def refit(self) -> None:
-        """Fit the kept scale to the weight from scratch; nothing to do for absmean."""
+        """Fit a kept or learned scale to the weight from scratch; nothing to do for the others."""
+        self._held = None
         if self.scale is not None:
             self.scale.copy_(fit_scale(self.weight, self.config))
+        if self.log_scale is not None:
+            self.log_scale.copy_(fit_scale(self.weight, self.config).log())
+
+    @torch.no_grad()
+    def start_step(self, *, hold: bool) -> None:
+        """Tell the layer that the weight has changed; call it before each optimizer step.
+
+        Args:
+            hold: quantize now, and keep the result for all micro-batches of this step. Without it
+                each forward pass quantizes anew, which needs no memory beside the weight's.
+        """
+        self._held = None
+        self._is_refinement_due = self.scale is not None
+        if hold and self.quantized_share == 1:
+            self._refine_if_due()
+            self._held = self._step_weight()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what a step held is given up."""
+        self._held = None
+        return super().train(mode)
 
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedWeight:
         """Return the codes and scales that the forward pass computes with."""
-        # A copy: the next forward pass refines the buffer while this one waits for its gradient.
-        scale = fit_scale(self.weight, self.config) if self.scale is None else self.scale.clone()
+        scale = self._current_scale()
         return QuantizedWeight(quantize(self.weight, scale, self.config.levels), scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., I] to [..., O]."""
-        if self.is_dense:
-            return super().forward(x)
-        if self.scale is not None and self.training:
-            self._refine()
-        codes, scale = self.quantized_weight()
-        grid = self.config.levels
+        if self.quantized_share == 0:
+            return F.linear(x, self.weight)
+        if self.training:
+            self._refine_if_due()
+        weight = self._held if self.training else None
+        if weight is None:
+            weight = self._step_weight()
+        if self.quantized_share < 1:
+            return self._blend(x, weight)
+        latent = self.weight
+        if self.log_scale is not None:
+            latent = learn_scale(latent, self.log_scale, self.config)
         if self.config.activation_bits is None:
-            factor = expand_scale(scale, self.in_features) / grid.denominator
-            return _FloatProduct.apply(x, self.weight, numerators_of(codes, grid) * factor)
-        return _IntegerProduct.apply(x, self.weight, numerators_of(codes, grid), scale, grid)
+            return float_product(x, latent, weight)
+        grid = self.config.levels
+        return quantized_product(x, latent, weight, grid=grid, arithmetic=self.arithmetic)
+
+    def _blend(self, x: Tensor, weight: StepWeight) -> Tensor:
+        """Product of operands on their way to the grid."""
+        share = self.quantized_share
+        blended = straight_through(self.weight, self.weight.lerp(weight.quantized, share))
+        if self.config.activation_bits is not None:
+            x = straight_through(x, x.lerp(fake_quantize_activation(x), share))
+        return F.linear(x, blended)
 
     @torch.no_grad()
-    def _refine(self) -> None:
-        assert self.scale is not None
-        blocks = grouped(self.weight, self.config.granularity, self.config.group_size)
-        self.scale.copy_(refine_scale(blocks, self.scale, self.config.levels))
+    def _step_weight(self) -> StepWeight:
+        return self.arithmetic.step_weight(self.weight, self._current_scale(), self.config.levels)
+
+    def _current_scale(self) -> Tensor:
+        if self.log_scale is not None:
+            return self.log_scale.exp()
+        if self.scale is None:
+            return fit_scale(self.weight, self.config)
+        # A copy: the next step refines the buffer while this one may wait for its gradient.
+        return self.scale.clone()
+
+    @torch.no_grad()
+    def _refine_if_due(self) -> None:
+        if not self._is_refinement_due:
+            return
+        self._is_refinement_due = False
+        if self.scale is not None and self.quantized_share > 0:
+            self.scale.copy_(self.arithmetic.refine(self.weight, self.scale, self.config))
 
 
-def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Reference product of whole-number activations and level numerators, scaled by the weight.
-
-    Args:
-        values: whole numbers in -127..127 held in float32, [..., I].
-        numerators: whole numbers held in float32, [O, I].
-        scale: weight scales, [O or 1, G].
-        grid: the levels; divides by its denominator.
-
-    Returns:
-        float32 [..., O]: each group's accumulation is exact, groups are added in order.
-    """
-    factor = scale / grid.denominator
-    num_groups = scale.shape[1]
-    if num_groups == 1:
-        return _exact_matmul(values, numerators, grid).mul_(factor.view(-1))
-    total = torch.zeros((), device=values.device)
-    for group, (part, weight) in enumerate(
-        zip(values.chunk(num_groups, -1), numerators.chunk(num_groups, -1), strict=True)
-    ):
-        total = total + _exact_matmul(part, weight, grid) * factor[:, group]
-    return total
-
-
-def _exact_matmul(values: Tensor, numerators: Tensor, grid: Grid) -> Tensor:
-    largest_sum = INT8_MAX * grid.numerators[-1] * numerators.shape[1]
-    # Autocast would round the sums to bfloat16.
-    with torch.autocast(values.device.type, enabled=False):
-        if largest_sum < _EXACT_FLOAT32:
-            return values @ numerators.T
-        return (values.double() @ numerators.double().T).float()
-
-
-class _IntegerProduct(torch.autograd.Function):
-    """W1.58A8 product: integer forward, straight-through backward."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, latent: Tensor, numerators: Tensor, scale: Tensor, grid: Grid
-    ) -> Tensor:
-        values, token_scale = quantize_activation(x)
-        ctx.save_for_backward(values, token_scale, numerators, scale)
-        ctx.grid = grid  # type: ignore[attr-defined]
-        return integer_product(values, numerators, scale, grid).mul_(token_scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, token_scale, numerators, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        factor = expand_scale(scale, values.shape[-1]) / ctx.grid.denominator  # type: ignore[attr-defined]
-        grad_x = grad @ (numerators * factor).to(grad.dtype)
-        scaled = (grad * token_scale).to(grad.dtype).flatten(0, -2)
-        grad_weight = scaled.T @ values.to(grad.dtype).flatten(0, -2)
-        return grad_x, grad_weight, None, None, None
-
-
-class _FloatProduct(torch.autograd.Function):
-    """Product with a quantized weight and float activations, straight-through backward."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, latent: Tensor, quantized: Tensor) -> Tensor:
-        ctx.save_for_backward(x, quantized)
-        return x @ quantized.to(x.dtype).T
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, quantized = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_weight = grad.flatten(0, -2).T @ x.flatten(0, -2)
-        return grad @ quantized.to(grad.dtype), grad_weight, None
+def dequantized_weight(layer: BitLinear) -> Tensor:
+    """Return the weight on its grid as the layer computes with it: float32 [O, I]."""
+    return dequantize(*layer.quantized_weight(), layer.config.levels)

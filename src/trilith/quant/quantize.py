@@ -1,13 +1,15 @@
 """Quantize, dequantize, fake-quantize: plain torch, the reference for everything fast."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from trilith.quant.config import QuantConfig
 from trilith.quant.grid import Grid, nearest_codes, numerators_of
-from trilith.quant.scale import absmean_scale, grouped, least_squares_scale
+from trilith.quant.scale import absmean_scale, grouped, least_squares_scale, median_scale
 
 INT8_MAX = 127
 MIN_ABSMAX = 1e-5
@@ -36,10 +38,15 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
 
 
 def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:
-    """Fit the scales of a weight [O, I] by the rule of the config: float32 [O or 1, G]."""
+    """Fit the scales of a weight [O, I] by the rule of the config: float32 [O or 1, G].
+
+    A learned scale starts at the least-squares one.
+    """
     blocks = grouped(latent.detach(), config.granularity, config.group_size)
     if config.scale_rule == "absmean":
         return absmean_scale(blocks)
+    if config.scale_rule == "median":
+        return median_scale(blocks)
     return least_squares_scale(blocks, config.levels)
 
 
@@ -64,6 +71,36 @@ def fake_quantize(latent: Tensor, config: QuantConfig) -> Tensor:
     """Return the weight [O, I] on its grid in floats, with the straight-through gradient."""
     codes, scale = quantize_weight(latent, config)
     return straight_through(latent, dequantize(codes, scale, config.levels).to(latent.dtype))
+
+
+def learn_scale(latent: Tensor, log_scale: Tensor, config: QuantConfig) -> Tensor:
+    """Return the latent weight [O, I], so that its gradient also teaches the scale.
+
+    With the gradient G of the quantized weight q = level * s, the scale's is the sum over its block
+    of G * (level - w / s), and of G * level beyond the outermost level; times 1 / sqrt(n * Qp) for
+    n weights and a largest numerator Qp (LSQ, arXiv 1902.08153, eq. 3). Times s for its logarithm.
+    """
+    return _LearnScale.apply(latent, log_scale, config)
+
+
+class _LearnScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, latent: Tensor, log_scale: Tensor, config: QuantConfig) -> Tensor:
+        ctx.save_for_backward(latent, log_scale)
+        ctx.config = config  # type: ignore[attr-defined]
+        return latent.view_as(latent)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        latent, log_scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        config: QuantConfig = ctx.config  # type: ignore[attr-defined]
+        grid, scale = config.levels, log_scale.exp()
+        quantized = dequantize(quantize(latent, scale, grid), scale, grid)
+        inside = latent.abs() <= expand_scale(scale, latent.shape[1]) * grid.max_level
+        slope = quantized - torch.where(inside, latent, 0)
+        blocks = grouped(grad * slope, config.granularity, config.group_size)
+        grad_scale = blocks.sum(dim=-1) / math.sqrt(blocks.shape[-1] * grid.numerators[-1])
+        return grad, grad_scale, None
 
 
 def quantize_activation(x: Tensor) -> QuantizedActivation:

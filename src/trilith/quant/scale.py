@@ -54,6 +54,18 @@ def absmean_scale(blocks: Tensor) -> Tensor:
     return blocks.float().abs().mean(dim=-1).clamp_(min=MIN_SCALE)
 
 
+def median_scale(blocks: Tensor) -> Tensor:
+    """Median absolute value of each block (b1.58 Reloaded, arXiv 2407.09527).
+
+    Args:
+        blocks: [..., N] as `grouped` returns them.
+
+    Returns:
+        float32 [...], at least MIN_SCALE; of an even number the lower of the two in the middle.
+    """
+    return blocks.float().abs().median(dim=-1).values.clamp_(min=MIN_SCALE)
+
+
 def refine_scale(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """One alternation of the least-squares fit: codes for this scale, then the best scale for them.
 

@@ -106,7 +106,7 @@ def all_codes(module: torch.nn.Module) -> tuple[Tensor | None, float]:
     """Return the codes of all quantized weights in one vector, and the share on level zero."""
     codes, num_zero = [], 0
     for layer in module.modules():
-        if isinstance(layer, BitLinear) and not layer.is_dense:
+        if isinstance(layer, BitLinear) and layer.quantized_share > 0:
             layer_codes = layer.quantized_weight().codes.flatten()
             grid = layer.config.levels
             if 0 in grid.numerators:

@@ -20,7 +20,7 @@ from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
-from trilith.training.module import Loss, Objective, cross_entropy
+from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
 from trilith.training.pretrain import check_shape, validation_windows
 from trilith.training.recipe import Recipe
 
@@ -234,6 +234,7 @@ def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
 def _objective(setting: _Setting, job: _Job) -> Objective:
     """Cross-entropy of plain text and answers, and for the evolved arm the pull of the twin."""
     teacher = setting.inputs.twin.model
+    z_loss = setting.config.recipe.z_loss
     kl_weight = 0.0 if job.quant is None else setting.config.kl_weight
 
     def objective(model: Transformer, batch: EvolveBatch) -> Loss:
@@ -243,6 +244,8 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
         num_plain = counted_targets(batch.plain)
         num_answers = counted_targets(batch.answers)
         total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
+        if z_loss:
+            total = total + z_loss * z_penalty(plain_logits, batch.plain)
         if kl_weight:
             with torch.no_grad():
                 teacher_logits = teacher(batch.plain.inputs_BT)

@@ -18,6 +18,7 @@ from trilith.files import (
     write_csv,
 )
 from trilith.model import Transformer, training_flops_per_token
+from trilith.training.acceleration import AccelerationConfig, accelerated
 from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
 from trilith.training.module import LanguageModule, Objective
@@ -37,6 +38,7 @@ class TrainConfig:
     micro_batch_size: int
     accumulate: int
     precision: Literal["32-true", "bf16-mixed"]
+    acceleration: AccelerationConfig
     validate_every: int
     validation_batches: int
     checkpoint_every: int
@@ -109,15 +111,16 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     if checkpoint is not None:
         log.info("%s: goes on from %s", place.name, checkpoint)
     try:
-        trainer.fit(
-            module,
-            PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
-            held_out,
-            ckpt_path=checkpoint,
-            weights_only=False,
-        )
-        if curves.validations[-1]["step"] < plan.num_steps:
-            trainer.validate(module, held_out, verbose=False)
+        with accelerated(model, config.acceleration, trainer.strategy.root_device):
+            trainer.fit(
+                module,
+                PositionLoader(plan.batches, num_batches=plan.num_steps * config.accumulate),
+                held_out,
+                ckpt_path=checkpoint,
+                weights_only=False,
+            )
+            if curves.validations[-1]["step"] < plan.num_steps:
+                trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
         raise KeyboardInterrupt from None

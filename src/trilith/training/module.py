@@ -7,6 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -33,10 +34,18 @@ def cross_entropy(logits_BTV: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def next_token_objective(model: Transformer, batch: Batch) -> Loss:
-    """Cross-entropy of the next token."""
-    nats = cross_entropy(model(batch.inputs_BT), batch)
-    return Loss(nats, nats.detach())
+def z_penalty(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Mean squared log of the softmax's denominator over the counted targets."""
+    log_z_BT = logits_BTV.float().logsumexp(dim=-1)
+    return log_z_BT[batch.targets_BT != IGNORED].square().mean()
+
+
+def next_token_objective(model: Transformer, batch: Batch, *, z_loss: float = 0.0) -> Loss:
+    """Cross-entropy of the next token, and `z_loss` times the z-penalty."""
+    logits_BTV = model(batch.inputs_BT)
+    nats = cross_entropy(logits_BTV, batch)
+    total = nats + z_loss * z_penalty(logits_BTV, batch) if z_loss else nats
+    return Loss(total, nats.detach())
 
 
 class LanguageModule(lightning.LightningModule):
@@ -73,14 +82,11 @@ class LanguageModule(lightning.LightningModule):
         return build_optimizer(self.model, self.recipe)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if not starts_step(self.trainer, batch_idx):
+            return
         step = self.global_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
-        is_dense = self.recipe.is_dense(step, self.num_steps)
-        for layer in self.model.modules():
-            if isinstance(layer, BitLinear) and layer.is_dense != is_dense:
-                layer.is_dense = is_dense
-                # The weights have moved since the scales were fitted.
-                layer.refit()
+        start_quantized_step(self.model, step=step, num_steps=self.num_steps, recipe=self.recipe)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
@@ -97,6 +103,22 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.loss_nats = torch.stack(self.micro_losses).mean()
         self.micro_losses.clear()
+
+
+def start_quantized_step(model: nn.Module, *, step: int, num_steps: int, recipe: Recipe) -> None:
+    """Put all layers of a grid where the recipe has them at this optimizer step.
+
+    When a dense phase ends, scales are fitted: the weights have moved since they were made.
+    """
+    share = recipe.quantized_share(step, num_steps)
+    leaves_dense = share > 0 and step > 0 and recipe.quantized_share(step - 1, num_steps) == 0
+    for layer in model.modules():
+        if isinstance(layer, BitLinear):
+            layer.quantized_share = share
+            if leaves_dense:
+                layer.refit()
+            # A sharded weight is whole only during the forward pass, which then quantizes.
+            layer.start_step(hold=not isinstance(layer.weight, DTensor))
 
 
 def starts_step(trainer: lightning.Trainer, batch_idx: int) -> bool:

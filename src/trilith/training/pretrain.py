@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -54,8 +55,11 @@ class PretrainConfig:
             raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
         if self.dense.quant is not None or self.ternary.quant is None:
             raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
-        if self.dense.recipe.dense_share:
-            raise ValueError("pretrain.dense.recipe.dense_share must be 0: it is dense anyway")
+        if self.dense.recipe.dense_share or self.dense.recipe.ramp_steps:
+            raise ValueError(
+                "pretrain.dense.recipe: dense_share and ramp_steps must be 0: it is dense anyway"
+            )
+        self.ternary.recipe.check_length(self.num_steps)
 
 
 class Start(Protocol):
@@ -104,7 +108,9 @@ def pretrain(
         seed=place.seed,
     )
     held_out = validation_windows(validation.tokens, config)
-    fit_plan = Plan(plan.num_steps, plan.twin.recipe, next_token_objective, windows, held_out)
+    recipe = plan.twin.recipe
+    objective = partial(next_token_objective, z_loss=recipe.z_loss)
+    fit_plan = Plan(plan.num_steps, recipe, objective, windows, held_out)
     metrics = fit(model, plan=fit_plan, config=config, place=place)
     provenance = before | {
         "name": place.name,

@@ -7,10 +7,13 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from trilith.quant import SCALE_NAMES
 from trilith.training.muon import Muon, MuonWithAdamW
 
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "two_stage"]
+# Matrices that are no projections: they neither decay nor are orthogonalized.
+_NO_PROJECTIONS = ("embedding.weight", "head.weight", *(f".{name}" for name in SCALE_NAMES))
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,10 @@ class Recipe:
     Optimizer "muon" updates projections by orthogonalized momentum `beta2` and leaves the rest to
     AdamW; its updates are as large as AdamW's, so that both take the same learning rates.
     During the first `dense_share` of the steps a model on a grid trains as if it were dense
-    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631).
+    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631); over the next `ramp_steps`
+    its weights and activations go to the grid little by little, w + lambda (q(w) - w).
+    `z_loss` times the squared log of the softmax's denominator is added to the loss (PaLM, arXiv
+    2204.02311, section 5).
     """
 
     optimizer: OptimizerName
@@ -41,6 +47,8 @@ class Recipe:
     beta2: float
     clip_norm: float
     dense_share: float
+    ramp_steps: int
+    z_loss: float
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "muon"):
@@ -55,6 +63,10 @@ class Recipe:
         self._require_share("second_stage_lr_share", self.second_stage_lr_share, "two_stage")
         if not 0 <= self.dense_share < 1:
             raise ValueError(f"recipe.dense_share={self.dense_share} must lie in [0, 1)")
+        if self.ramp_steps < 0 or self.z_loss < 0:
+            raise ValueError(
+                f"recipe.ramp_steps={self.ramp_steps} and z_loss={self.z_loss} must not be negative"
+            )
         if self.peak_lr <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
             raise ValueError(
                 f"recipe.peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be positive, "
@@ -72,9 +84,24 @@ class Recipe:
         """Weight decay of optimizer step `step` of `num_steps`."""
         return self.weight_decay if 2 * step < num_steps else self.second_half_weight_decay
 
-    def is_dense(self, step: int, num_steps: int) -> bool:
-        """True while a model on a grid still trains as if it were dense."""
-        return step < self.dense_share * num_steps
+    def quantized_share(self, step: int, num_steps: int) -> float:
+        """Return lambda of step `step`: 0 for a dense model, 1 for one on its grid."""
+        num_dense = math.ceil(self.dense_share * num_steps)
+        if step < num_dense:
+            return 0.0
+        return min(1.0, (step - num_dense + 1) / (self.ramp_steps + 1))
+
+    def check_length(self, num_steps: int) -> None:
+        """Refuse a run that would end before its model is on the grid.
+
+        Raises:
+            ValueError: the dense phase and the ramp take all steps.
+        """
+        if self.quantized_share(num_steps - 1, num_steps) < 1:
+            raise ValueError(
+                f"recipe.ramp_steps={self.ramp_steps} after dense_share={self.dense_share} leave "
+                f"no step of {num_steps} on the grid; shorten one of them or train for longer"
+            )
 
     def _share_after_warmup(self, progress: float) -> float:
         final = self.final_lr_share
@@ -106,7 +133,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     projections: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.dim() == 2 and not name.endswith(("embedding.weight", "head.weight"))
+        is_matrix = parameter.dim() == 2 and not name.endswith(_NO_PROJECTIONS)
         (projections if is_matrix else others).append(parameter)
     rest = [{"params": others, "decays": False, "weight_decay": 0.0}]
     if recipe.optimizer == "adamw":

@@ -90,9 +90,8 @@ class StabilityCallback(lightning.Callback):
         if not starts_step(trainer, batch_idx):
             return
         step = trainer.global_step
-        if module.recipe.is_dense(step - 1, module.num_steps) and not module.recipe.is_dense(
-            step, module.num_steps
-        ):
+        share = module.recipe.quantized_share
+        if step and share(step - 1, module.num_steps) != share(step, module.num_steps):
             # The loss jumps when the weights first go on the grid: losses before say nothing.
             self.detector.losses.clear()
         if step % self.config.snapshot_every == 0 or self.snapshot is None:

@@ -32,7 +32,7 @@ static void norm_rows(const step *s, const float *x, const float *norm, int64_t 
 }
 
 static int apply(step *s, const weight *w, const float *x, float *out) {
-    return multiply(w, x, out, s->cache->batch, &s->how, &s->space);
+    return multiply(w, x, out, s->cache->batch, &s->how, &s->space, NULL);
 }
 
 static int useful_threads(const step *s, int64_t products) {

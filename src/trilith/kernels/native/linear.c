@@ -18,13 +18,48 @@ typedef struct {
     const product *p;
     const float *x;
     int64_t chunk_size;
+    const quantized *keep;
 } job;
+
+static inline uint16_t bfloat16_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static void dequantize(const int8_t *values, float scale, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = values[i] * scale;
+}
+
+static void dequantize_bfloat16(const int8_t *values, float scale, int64_t count, uint16_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = bfloat16_of(values[i] * scale);
+}
+
+static void keep_token(const product *p, const quantized *keep, int64_t token) {
+    int64_t group_in = p->weight.num_in / p->weight.num_groups;
+    int64_t at = token * p->weight.num_in;
+    for (int64_t group = 0; group < p->weight.num_groups; group++) {
+        const int8_t *values = values_of(p, token, group);
+        for (int64_t i = 0; i < group_in; i += STEP, values += step_bytes(p)) {
+            int64_t count = min64(STEP, group_in - i);
+            if (keep->is_bfloat16)
+                dequantize_bfloat16(
+                    values, p->scale[token], count, (uint16_t *)keep->activations + at);
+            else
+                dequantize(values, p->scale[token], count, (float *)keep->activations + at);
+            at += count;
+        }
+    }
+}
 
 static void quantize_chunk(void *context, int64_t chunk, int worker) {
     const job *j = context;
     (void)worker;
     int64_t first = chunk * j->chunk_size;
-    quantizers[j->p->isa](j->p, j->x, first, min64(first + j->chunk_size, j->p->num_tokens));
+    int64_t last = min64(first + j->chunk_size, j->p->num_tokens);
+    quantizers[j->p->isa](j->p, j->x, first, last);
+    for (int64_t token = first; j->keep && token < last; token++)
+        keep_token(j->p, j->keep, token);
 }
 
 static void linear_chunk(void *context, int64_t chunk, int worker) {
@@ -34,12 +69,12 @@ static void linear_chunk(void *context, int64_t chunk, int worker) {
     kernels[j->p->isa](j->p, first, last, j->p->scratch + worker * j->p->scratch_bytes);
 }
 
-static void run(const product *p, const float *x, int threads) {
-    job quantize = {p, x, PANEL};
+static void run(const product *p, const float *x, int threads, const quantized *keep) {
+    job quantize = {p, x, PANEL, keep};
     run_chunks(threads, ceil_div(p->num_tokens, PANEL), quantize_chunk, &quantize);
     /* Even, since the kernels take two blocks at a time. */
     int64_t size = ceil_div(p->num_blocks, 2 * CHUNKS_PER_THREAD * threads) * 2;
-    job multiply = {p, x, threads == 1 ? p->num_blocks : size};
+    job multiply = {p, x, threads == 1 ? p->num_blocks : size, NULL};
     run_chunks(threads, ceil_div(p->num_blocks, multiply.chunk_size), linear_chunk, &multiply);
 }
 
@@ -63,7 +98,7 @@ int reserve(workspace *space, int64_t bytes) {
 
 int multiply(
     const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
-    workspace *space) {
+    workspace *space, const quantized *keep) {
     if (num_tokens == 0 || w->num_out == 0) return 0;
     product p = {
         .weight = *w,
@@ -87,7 +122,7 @@ int multiply(
     p.sums = (int32_t *)(space->memory + values_bytes);
     p.scale = (float *)(space->memory + values_bytes + sums_bytes);
     p.scratch = space->memory + values_bytes + sums_bytes + scale_bytes;
-    run(&p, x, threads);
+    run(&p, x, threads, keep);
     return 0;
 }
 
@@ -99,7 +134,39 @@ int trilith_linear(
     const weight *w, const float *x, float *out, int64_t num_tokens, int isa, int64_t threads) {
     workspace space = {0};
     settings how = {isa, threads};
-    int failed = multiply(w, x, out, num_tokens, &how, &space);
+    int failed = multiply(w, x, out, num_tokens, &how, &space, NULL);
     free(space.memory);
     return failed;
+}
+
+/* The same, and writes the activations as they were multiplied. */
+int trilith_linear_keeping(
+    const weight *w, const float *x, float *out, const quantized *keep, int64_t num_tokens,
+    int isa, int64_t threads) {
+    workspace space = {0};
+    settings how = {isa, threads};
+    int failed = multiply(w, x, out, num_tokens, &how, &space, keep);
+    free(space.memory);
+    return failed;
+}
+
+/* Put numerators [num_out, num_in] into the tiles of trilith.h; `code_of` [numerator + offset].
+ * `tiles` is all zeros. */
+void trilith_tile(const weight *w, const float *numerators, const uint8_t *code_of, uint8_t *tiles) {
+    int64_t group_in = w->num_in / w->num_groups;
+    int64_t group_tiles = ceil_div(group_in, TILE_IN);
+    int64_t per_byte = 8 / w->bits;
+    for (int64_t o = 0; o < w->num_out; o++) {
+        const float *row = numerators + o * w->num_in;
+        for (int64_t group = 0; group < w->num_groups; group++, row += group_in) {
+            int64_t first = ((o / BLOCK) * w->num_groups + group) * group_tiles;
+            for (int64_t i = 0; i < group_in; i++) {
+                int64_t plane = i % TILE_IN / 4;
+                uint8_t *tile = tiles + (first + i / TILE_IN) * (BLOCK * TILE_IN / 8) * w->bits;
+                uint8_t *byte = tile + plane / per_byte * STEP + (o % BLOCK) * 4 + i % 4;
+                uint8_t code = code_of[(int64_t)row[i] + w->offset];
+                *byte |= (uint8_t)(code << (plane % per_byte * w->bits));
+            }
+        }
+    }
 }

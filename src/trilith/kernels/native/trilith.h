@@ -72,10 +72,17 @@ typedef struct {
 /* Make room for so many bytes; what was there is lost. Returns 0, or -1 without memory. */
 int reserve(workspace *space, int64_t bytes);
 
-/* out [num_tokens, num_out] = int8 of x [num_tokens, num_in] * weight; 0, or -1 without memory. */
+/* The activations as they were multiplied, value * scale, for the gradient of the weight. */
+typedef struct {
+    void *activations; /* [num_tokens, num_in], float or bfloat16 */
+    int64_t is_bfloat16;
+} quantized;
+
+/* out [num_tokens, num_out] = int8 of x [num_tokens, num_in] * weight; 0, or -1 without memory.
+ * `keep` may be NULL. */
 int multiply(
     const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
-    workspace *space);
+    workspace *space, const quantized *keep);
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
