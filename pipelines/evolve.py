@@ -16,7 +16,7 @@ def main(stage: Stage) -> None:
     tokens_dir = stage.input("tokens")
     twin_dir = stage.input("checkpoints") / "dense"
     twin = load_checkpoint(twin_dir, made_by="pretrain")
-    require_shape(twin, stage.section("model", ModelConfig), origin=str(twin_dir))
+    require_shape(twin.model.config, stage.section("model", ModelConfig), origin=str(twin_dir))
     answers = load_answers(stage, tokens_dir, split="train", length=config.answer_length)
     origins = [twin_dir / "config.json", tokens_dir / "manifest.json"]
     hashes = [sha256(require(path, made_by="pretrain")) for path in origins]

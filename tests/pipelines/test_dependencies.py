@@ -28,6 +28,7 @@ CONF = ROOT / "conf"
 _NEEDED = {
     "folder": ["corpus.source.path=texts", "corpus.source.licence=mit"],
     "dataset": ["corpus.source.name=json", "corpus.source.licence=mit"],
+    "imported": ["tokenizer.from_file=tokenizer.model", "tokenizer.vocab_size=512"],
 }
 
 
@@ -136,10 +137,18 @@ def test_every_choice_of_every_group_fits_the_schema() -> None:
             assert content["model"]["name"] == choice  # type: ignore[index, call-overload]
 
 
-@pytest.mark.parametrize("choice", _NEEDED)
-def test_a_value_that_only_the_user_knows_is_asked_for(choice: str) -> None:
-    content = OmegaConf.to_container(composed(f"corpus={choice}"), resolve=True)
-    with pytest.raises(ValueError, match=r"corpus\.source\.licence has no value"):
+@pytest.mark.parametrize(
+    ("choices", "key"),
+    [
+        (["corpus=folder"], r"corpus\.source\.licence"),
+        (["corpus=dataset"], r"corpus\.source\.licence"),
+        (["tokenizer=imported", "tokenizer.vocab_size=512"], r"tokenizer\.from_file"),
+    ],
+    ids=str,
+)
+def test_a_value_that_only_the_user_knows_is_asked_for(choices: list[str], key: str) -> None:
+    content = OmegaConf.to_container(composed(*choices), resolve=True)
+    with pytest.raises(ValueError, match=rf"{key} has no value"):
         schema.check(content)
 
 

@@ -13,13 +13,15 @@ from trilith.tokens import TokenizerConfig
 CONF = Path(__file__).parents[2] / "conf"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "tokenizer").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (CONF / "tokenizer").glob("bpe*.yaml"))
+)
 def test_each_yaml_file_makes_a_tokenizer_of_the_size_it_names(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(overrides=[f"+tokenizer={name}"])
     config = TokenizerConfig(**OmegaConf.to_container(composed.tokenizer))  # type: ignore[arg-type]
     assert name == f"bpe{config.vocab_size}"
-    assert "\n    " in config.fixed_pieces
+    assert config.fixed_pieces is not None and "\n    " in config.fixed_pieces
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,8 @@ def test_each_yaml_file_makes_a_tokenizer_of_the_size_it_names(name: str) -> Non
         ({"fixed_pieces": ("",)}, r"fixed_pieces holds ''"),
         ({"fixed_pieces": ("<|user|>",)}, r"fixed_pieces holds '<\|user\|>'"),
         ({"fixed_pieces": ("\u2581",)}, r"fixed_pieces holds"),
+        ({"from_file": "tokenizer.model"}, r"character_coverage=0\.999 with .* must be null"),
+        ({"training_bytes": None}, r"training_bytes=None with tokenizer\.from_file=None"),
     ],
 )
 def test_a_wrong_setting_is_an_error(

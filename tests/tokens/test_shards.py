@@ -55,6 +55,7 @@ def test_the_files_are_little_endian_whatever_the_machine(tmp_path: Path) -> Non
             batches=[[[513, 7], []], [[65_535]]],
             num_bytes=9,
             vocab_size=vocab_size,
+            marks=(1, 2),
         )
         expected = [1, 513, 7, 2, 1, 2, 1, 65_535, 2]
         raw = (tmp_path / "test.bin").read_bytes()

@@ -1,4 +1,4 @@
-"""The command line: `trilith generate`, `trilith info`, `trilith memory`, `trilith doctor`."""
+"""The command line: `trilith generate`, `info`, `memory`, `import` and `doctor`."""
 
 from trilith.cli.main import main
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from trilith import __version__
-from trilith.cli import doctor, generate, info, memory
+from trilith.cli import doctor, generate, importing, info, memory
 
 INTERRUPTED = 130
 
@@ -36,5 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_parser(commands)
     info.add_parser(commands)
     memory.add_parser(commands)
+    importing.add_parser(commands)
     doctor.add_parser(commands)
     return parser

@@ -10,6 +10,7 @@ from trilith.model.checkpoint import (
 )
 from trilith.model.config import ModelConfig
 from trilith.model.count import ParameterCount, count_parameters, training_flops_per_token
+from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
 
@@ -24,6 +25,7 @@ __all__ = [
     "count_parameters",
     "load_checkpoint",
     "load_weights",
+    "move_to_grid",
     "require_shape",
     "save_checkpoint",
     "training_flops_per_token",

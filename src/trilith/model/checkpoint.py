@@ -73,13 +73,13 @@ def load_checkpoint(folder: Path, *, made_by: str) -> Checkpoint:
     return Checkpoint(model, content["quant"], content["tokenizer_sha256"], content["provenance"])
 
 
-def require_shape(checkpoint: Checkpoint, expected: ModelConfig, *, origin: str) -> None:
-    """Refuse a checkpoint of another model than the configuration's.
+def require_shape(shape: ModelConfig, expected: ModelConfig, *, origin: str) -> None:
+    """Refuse a checkpoint of another shape than the configuration's.
 
     Raises:
         ValueError: the text names `origin` and the values that differ.
     """
-    found, wanted = asdict(checkpoint.model.config), asdict(expected)
+    found, wanted = asdict(shape), asdict(expected)
     differing = [key for key in found if found[key] != wanted[key]]
     if differing:
         pairs = ", ".join(f"{key}={found[key]}, not {wanted[key]}" for key in differing)
@@ -113,14 +113,18 @@ def _read_config(path: Path, *, made_by: str) -> dict[str, Any]:
 def load_weights(model: Transformer, state: dict[str, torch.Tensor], *, origin: str) -> None:
     """Copy tensors into the model; all must fit, and a tied head needs no tensor of its own.
 
+    A model on the meta device has nowhere to copy to: there the tensors become its weights.
+
     Raises:
         ValueError: a tensor is missing, unknown or of another shape; `origin` names the source.
     """
     if model.config.tied_head:
         state = state | {_HEAD: state["embedding.weight"]}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=model.embedding.weight.is_meta)
     except RuntimeError as error:
         raise ValueError(
             f"{origin} does not fit the model's shape ({error}); restore it or make it again"
         ) from None
+    if model.config.tied_head:
+        model.head.weight = model.embedding.weight

@@ -5,7 +5,7 @@ from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.load import build_packed_model, load_model
 from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
-from trilith.packed.precision import store_rows
+from trilith.packed.precision import restore_rows, store_rows
 from trilith.packed.read import PackedFile, read_packed
 from trilith.packed.shelf import DENSE, Shelf, pack_all
 from trilith.packed.write import round_to_stored, write_packed
@@ -28,6 +28,7 @@ __all__ = [
     "measure",
     "pack_all",
     "read_packed",
+    "restore_rows",
     "round_to_stored",
     "store_rows",
     "write_packed",

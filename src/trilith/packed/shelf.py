@@ -15,7 +15,7 @@ from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.measure import PackReport, latent_histogram
 from trilith.packed.write import write_packed
 from trilith.quant import grid_named
-from trilith.tokens import SPECIAL_IDS, Tokenizer, open_split
+from trilith.tokens import Tokenizer, open_split
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def pack_all(
         partial.mkdir()
         for folder in tqdm(checkpoints, desc="pack", unit="model", disable=None):
             checkpoint = _load(folder, tokenizer)
-            require_shape(checkpoint, model, origin=str(folder))
+            require_shape(checkpoint.model.config, model, origin=str(folder))
             report = write_packed(
                 checkpoint.model,
                 path=partial / f"{folder.name}.safetensors",
@@ -95,7 +95,7 @@ def _load(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
 
 
 def _attachments(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Attachments:
-    parts = TokenizerParts(tokenizer.model_bytes, dict(SPECIAL_IDS))
+    parts = TokenizerParts(tokenizer.model_bytes, tokenizer.special_ids)
     return Attachments(parts, checkpoint.provenance)
 
 

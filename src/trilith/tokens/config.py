@@ -1,4 +1,4 @@
-"""How the tokenizer is trained; the values live in conf/tokenizer/*.yaml."""
+"""How the tokenizer is trained, or where it comes from; the values live in conf/tokenizer/."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,10 @@ NUM_BYTE_PIECES = 256
 class TokenizerConfig:
     """Settings of the tokenizer.
 
+    With `from_file` nothing is trained, and the settings of the training must be null.
+
     Attributes:
+        from_file: a `tokenizer.model` to take as it is, as `trilith import` writes it, or null.
         vocab_size: number of ids, with the special ids and the 256 byte pieces.
         character_coverage: share of the characters of the training text that get a piece of
             their own; the rest is spelled in bytes.
@@ -23,19 +26,35 @@ class TokenizerConfig:
     """
 
     vocab_size: int
-    character_coverage: float
-    max_piece_length: int
-    fixed_pieces: tuple[str, ...]
-    training_bytes: int
+    character_coverage: float | None
+    max_piece_length: int | None
+    fixed_pieces: tuple[str, ...] | None
+    training_bytes: int | None
     num_threads: int
+    from_file: str | None = None
 
     def __post_init__(self) -> None:
+        for key in ("vocab_size", "num_threads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"tokenizer.{key}={getattr(self, key)} must be at least 1")
+        for key in ("character_coverage", "max_piece_length", "fixed_pieces", "training_bytes"):
+            value = getattr(self, key)
+            if (value is None) != (self.from_file is not None):
+                raise ValueError(
+                    f"tokenizer.{key}={value!r} with tokenizer.from_file={self.from_file!r}; it "
+                    "belongs to the training of a tokenizer, and must be null when one is given"
+                )
+        if self.from_file is None:
+            self._check_training()
+
+    def _check_training(self) -> None:
         if isinstance(self.fixed_pieces, str):
             raise ValueError(
                 f"tokenizer.fixed_pieces={self.fixed_pieces!r} is a string; expected a list"
             )
+        assert self.fixed_pieces is not None and self.character_coverage is not None
         object.__setattr__(self, "fixed_pieces", tuple(self.fixed_pieces))
-        self._check_fixed_pieces()
+        self._check_fixed_pieces(self.fixed_pieces)
         needed = len(SPECIAL_IDS) + NUM_BYTE_PIECES + len(self.fixed_pieces)
         if self.vocab_size <= needed:
             raise ValueError(
@@ -46,14 +65,14 @@ class TokenizerConfig:
             raise ValueError(
                 f"tokenizer.character_coverage={self.character_coverage} is not a share in (0, 1]"
             )
-        for key in ("max_piece_length", "training_bytes", "num_threads"):
+        for key in ("max_piece_length", "training_bytes"):
             if getattr(self, key) < 1:
                 raise ValueError(f"tokenizer.{key}={getattr(self, key)} must be at least 1")
 
-    def _check_fixed_pieces(self) -> None:
-        if len(set(self.fixed_pieces)) < len(self.fixed_pieces):
-            raise ValueError(f"tokenizer.fixed_pieces repeats itself: {list(self.fixed_pieces)}")
-        for piece in self.fixed_pieces:
+    def _check_fixed_pieces(self, pieces: tuple[str, ...]) -> None:
+        if len(set(pieces)) < len(pieces):
+            raise ValueError(f"tokenizer.fixed_pieces repeats itself: {list(pieces)}")
+        for piece in pieces:
             if not piece or "\u2581" in piece or "\0" in piece or piece in SPECIAL_IDS:
                 raise ValueError(
                     f"tokenizer.fixed_pieces holds {piece!r}; a fixed piece is text, and neither "

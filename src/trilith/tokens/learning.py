@@ -52,7 +52,9 @@ def _settings(config: TokenizerConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "character_coverage": config.character_coverage,
         "max_sentencepiece_length": config.max_piece_length,
-        "user_defined_symbols": [piece.replace(" ", "\u2581") for piece in config.fixed_pieces],
+        "user_defined_symbols": [
+            piece.replace(" ", "\u2581") for piece in config.fixed_pieces or ()
+        ],
         "num_threads": config.num_threads,
         "control_symbols": control,
         "unk_id": SPECIAL_IDS["<unk>"],

@@ -1,6 +1,6 @@
 """Token shards: the ids of a split in one flat file, and where its documents begin.
 
-`<split>.bin` holds ids (uint16 or uint32, little endian), each document followed by `</s>`;
+`<split>.bin` holds ids (uint16 or uint32, little endian), each document between `<s>` and `</s>`;
 `<split>.idx` holds num_documents + 1 uint64 offsets into it. `manifest.json` names, counts and
 hashes all. The shift by one between inputs and targets is not made here.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trilith.files import read_json, require, sha256, write_json
-from trilith.tokens.tokenizer import SPECIAL_IDS, Tokenizer
+from trilith.tokens.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -67,7 +67,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_shard(
-    folder: Path, *, split: str, batches: Iterable[list[list[int]]], num_bytes: int, vocab_size: int
+    folder: Path,
+    *,
+    split: str,
+    batches: Iterable[list[list[int]]],
+    num_bytes: int,
+    vocab_size: int,
+    marks: tuple[int, int],
 ) -> SplitManifest:
     """Write the ids of a split; each document gets its begin and end marks here.
 
@@ -77,8 +83,9 @@ def write_shard(
         batches: documents as lists of ids, in batches so that not all need be in memory.
         num_bytes: UTF-8 bytes of all the texts.
         vocab_size: decides how wide an id is.
+        marks: ids that begin and end a document.
     """
-    bos_id, eos_id = SPECIAL_IDS["<s>"], SPECIAL_IDS["</s>"]
+    bos_id, eos_id = marks
     offsets = [0]
     bin_path, idx_path = _shard_paths(folder, split)
     with bin_path.open("wb") as file:
@@ -100,7 +107,7 @@ def write_manifest(folder: Path, *, tokenizer: Tokenizer, splits: dict[str, Spli
     """Write `manifest.json`, `ids.json` and `tokenizer.model`."""
     (folder / "tokenizer.model").write_bytes(tokenizer.model_bytes)
     vocabulary = {"vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256}
-    write_json(folder / "ids.json", {"ids": SPECIAL_IDS, **vocabulary})
+    write_json(folder / "ids.json", {"ids": tokenizer.special_ids, **vocabulary})
     manifest = {
         "format_version": FORMAT_VERSION,
         "dtype": token_dtype(tokenizer.vocab_size).name,
@@ -165,8 +172,9 @@ def _check_tokenizer(folder: Path, *, expected: str) -> None:
             f"{model} is not the tokenizer that made these ids (its hash is not the one in "
             "manifest.json); run tokenize"
         )
+    special_ids = Tokenizer.load(model).special_ids
     ids = read_json(folder / "ids.json", made_by="tokenize")
-    if ids.get("tokenizer_sha256") != expected or ids.get("ids") != SPECIAL_IDS:
+    if ids.get("tokenizer_sha256") != expected or ids.get("ids") != special_ids:
         raise ValueError(f"{folder / 'ids.json'} is not the id table of {model.name}; run tokenize")
 
 

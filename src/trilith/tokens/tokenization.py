@@ -31,7 +31,7 @@ class _Text(NamedTuple):
 def tokenize_corpus(
     config: TokenizerConfig, *, documents: Path, out_dir: Path
 ) -> dict[str, int | float]:
-    """Train a tokenizer on the training split and write every split as token shards.
+    """Train a tokenizer, or take a given one, and write every split as token shards.
 
     Args:
         config: settings of the tokenizer.
@@ -43,12 +43,13 @@ def tokenize_corpus(
         `bytes_per_token/`. Tokens count the marks.
 
     Raises:
-        FileNotFoundError: the documents do not exist.
+        FileNotFoundError: the documents, or the tokenizer that is given, do not exist.
         ValueError: they are damaged or lack a split, or the vocabulary does not fit them.
     """
     started = time.perf_counter()
+    given = None if config.from_file is None else _given_tokenizer(config)
     texts = _read_texts(documents)
-    tokenizer = train_tokenizer(_training_texts(texts["train"], config.training_bytes), config)
+    tokenizer = given or train_tokenizer(_training_texts(texts["train"], config), config)
     trained_s = time.perf_counter() - started
     with replacing(out_dir) as partial:
         partial.mkdir()
@@ -95,7 +96,20 @@ def _read_texts(path: Path) -> dict[str, list[_Text]]:
     return texts
 
 
-def _training_texts(texts: list[_Text], budget_bytes: int) -> Iterator[str]:
+def _given_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    assert config.from_file is not None
+    tokenizer = Tokenizer.load(require(Path(config.from_file), made_by="trilith import"))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size={config.vocab_size}, but {config.from_file} has "
+            f"{tokenizer.vocab_size} ids; set tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _training_texts(texts: list[_Text], config: TokenizerConfig) -> Iterator[str]:
+    budget_bytes = config.training_bytes
+    assert budget_bytes is not None
     for text in texts:
         yield text.text
         budget_bytes -= text.num_bytes
@@ -123,6 +137,7 @@ def _write_splits(
                 batches=encoded(split),
                 num_bytes=sum(text.num_bytes for text in split),
                 vocab_size=tokenizer.vocab_size,
+                marks=(tokenizer.bos_id, tokenizer.eos_id),
             )
             for name, split in texts.items()
         }

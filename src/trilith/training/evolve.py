@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db, move_to_grid
+from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db
 from trilith.files import is_first_process, read_json, remove, replacing, write_json
-from trilith.model import Checkpoint, Transformer, load_checkpoint, save_checkpoint
+from trilith.model import Checkpoint, Transformer, load_checkpoint, move_to_grid, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows

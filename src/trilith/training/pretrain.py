@@ -1,17 +1,26 @@
-"""Pretraining: a model from fresh weights on the token shards, dense or on a grid."""
+"""Pretraining: a model on the token shards, dense or on a grid, from fresh or given weights."""
 
 import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from trilith.files import is_first_process, remove
 from trilith.kernels import chosen_isa
-from trilith.model import Checkpoint, ModelConfig, build_model, count_parameters, save_checkpoint
+from trilith.model import (
+    Checkpoint,
+    ModelConfig,
+    Transformer,
+    build_model,
+    count_parameters,
+    move_to_grid,
+    require_shape,
+    save_checkpoint,
+)
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
 from trilith.training.batches import TokenWindows
@@ -34,9 +43,13 @@ class Twin:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Optimizer steps of both twins, and what each has of its own."""
+    """Optimizer steps of both twins, and what each has of its own.
+
+    `start_from` is a checkpoint of any kind (`trilith.imports`) whose weights both start from.
+    """
 
     num_steps: int
+    start_from: str | None
     dense: Twin
     ternary: Twin
 
@@ -53,12 +66,27 @@ class PretrainConfig:
         self.ternary.recipe.check_length(self.num_steps)
 
 
+class Start(Protocol):
+    """A checkpoint to go on from: `trilith.imports.Source`, or anything that knows as much."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def tokenizer_sha256(self) -> str: ...
+    @property
+    def weights_sha256(self) -> dict[str, str]: ...
+    def load(self) -> Checkpoint: ...
+
+
 class PretrainPlan(NamedTuple):
-    """What to train, and for how many optimizer steps."""
+    """What to train, for how many optimizer steps, and from what; None draws fresh weights."""
 
     model: ModelConfig
     twin: Twin
     num_steps: int
+    start: Start | None = None
 
 
 def pretrain(
@@ -67,7 +95,8 @@ def pretrain(
     """Train a model and write its checkpoint; return flat metrics.
 
     Raises:
-        ValueError: the shards hold another vocabulary or too few tokens, or training is unstable.
+        ValueError: the shards hold another vocabulary or too few tokens, the start is of another
+            shape or tokenizer, or training is unstable.
     """
     train = open_split(tokens_dir, "train")
     validation = open_split(tokens_dir, "validation")
@@ -76,16 +105,18 @@ def pretrain(
     held_out = validation_windows(validation.tokens, config)
     _check_resources(plan, config, place, out_dir)
     torch.manual_seed(place.seed)
-    model = build_model(plan.model, plan.twin.quant)
+    model, before = _first_model(
+        plan, tokens_dir=tokens_dir, tokenizer_sha256=train.tokenizer_sha256
+    )
     recipe = plan.twin.recipe
     objective = partial(next_token_objective, z_loss=recipe.z_loss)
     fit_plan = Plan(plan.num_steps, recipe, objective, windows, held_out)
     metrics = fit(model, plan=fit_plan, config=config, place=place)
-    provenance = {
+    provenance = before | {
         "name": place.name,
         "reference": "dense",
-        "num_tokens_seen": metrics["train/result_tokens"],
-        "num_steps": metrics["train/result_step"],
+        "num_tokens_seen": before.get("num_tokens_seen", 0) + metrics["train/result_tokens"],
+        "num_steps": before.get("num_steps", 0) + metrics["train/result_step"],
         "seed": place.seed,
     }
     if is_first_process():
@@ -103,6 +134,28 @@ def pretrain(
         out_dir,
     )
     return metrics
+
+
+def _first_model(
+    plan: PretrainPlan, *, tokens_dir: Path, tokenizer_sha256: str
+) -> tuple[Transformer, dict[str, Any]]:
+    """Return the model that training starts with, and the provenance that it brings along."""
+    start, quant = plan.start, plan.twin.quant
+    if start is None:
+        return build_model(plan.model, quant), {}
+    require_shape(start.model, plan.model, origin=f"pretrain.start_from={start.path}")
+    if start.tokenizer_sha256 != tokenizer_sha256:
+        raise ValueError(
+            f"pretrain.start_from={start.path} has the tokenizer {start.tokenizer_sha256[:12]} and "
+            f"{tokens_dir} was made with {tokenizer_sha256[:12]} (SHA-256); set "
+            "tokenizer.from_file to the model's own tokenizer and run tokenize again"
+        )
+    checkpoint = start.load()
+    # Scales of the same grid are kept as they are: the model goes on exactly where it stood.
+    same = checkpoint.quant == quant
+    model = checkpoint.model if same else move_to_grid(checkpoint.model, quant)
+    origin = {"name": checkpoint.provenance.get("name"), "weights": start.weights_sha256}
+    return model.train(), checkpoint.provenance | {"started_from": origin}
 
 
 def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> None:

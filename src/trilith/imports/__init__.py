@@ -1,0 +1,7 @@
+"""Checkpoints of other projects, and our own: what any of them holds, as our model."""
+
+from trilith.imports.folder import require_free, write_import
+from trilith.imports.opening import open_source
+from trilith.imports.source import Source
+
+__all__ = ["Source", "open_source", "require_free", "write_import"]

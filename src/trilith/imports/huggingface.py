@@ -1,0 +1,243 @@
+"""Hugging Face folders of the Llama family: config.json, safetensors, a SentencePiece tokenizer.
+
+The reference for which of them our model can hold exactly; all others are refused.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trilith.files import read_json
+from trilith.imports.layers import LayerWeights, fuse
+from trilith.imports.licence import licence_beside
+from trilith.imports.shards import Shards, open_shards, read_tensor
+from trilith.imports.source import (
+    Source,
+    State,
+    fresh_provenance,
+    plain_name,
+    require_tokenizer_size,
+)
+from trilith.model import ModelConfig
+from trilith.tokens import Tokenizer
+
+# What each architecture does unless its config.json says otherwise, beside Llama's own ways.
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {"sliding_window": 4096, "num_key_value_heads": 8},
+    "Qwen2ForCausalLM": {"attention_bias": True},
+}
+# Keys that must have one of these values, and why ours cannot do otherwise.
+_NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "attention_bias": ((None, False), "our projections have no biases"),
+    "mlp_bias": ((None, False), "our projections have no biases"),
+    "hidden_act": (("silu",), "of gated MLPs with one norm, ours has silu (SwiGLU)"),
+    "sliding_window": ((None,), "our attention sees the whole context"),
+    "quantization_config": ((None,), "quantized weights are not read; give the float model"),
+}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_GET_ANOTHER = "get another copy of the folder"
+
+
+def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
+    """Open a folder with config.json and model.safetensors or its shards.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        tokenizer: a SentencePiece model; None takes `tokenizer.model` of the folder.
+
+    Raises:
+        FileNotFoundError: weights or tokenizer are missing.
+        ValueError: an architecture, option, dtype or tokenizer that ours cannot hold.
+    """
+    config = read_json(folder / "config.json", made_by="its own project")
+    model = shape_of(config, name=folder.resolve().name, origin=folder / "config.json")
+    shards = open_shards(folder)
+    shapes = _tensor_shapes(model)
+    _check_tensors(shards, shapes)
+    content = _tokenizer_bytes(folder, tokenizer)
+    found = Tokenizer(content, origin=f"the tokenizer of {folder}")
+    require_tokenizer_size(found, rows=model.vocab_size, origin=folder)
+    return Source(
+        kind="Hugging Face",
+        path=folder,
+        model=model,
+        quant=None,
+        stored=" and ".join(sorted({_DTYPES[shards.dtypes[name]] for name in shapes})),
+        weight_files=shards.files,
+        tokenizer=content,
+        tokenizer_sha256=found.sha256,
+        provenance=fresh_provenance(model.name),
+        licence=licence_beside(folder),
+        read=partial(_read, shards, model),
+    )
+
+
+def shape_of(config: Any, *, name: str, origin: Path) -> ModelConfig:
+    """Turn a config.json into our shape.
+
+    Raises:
+        ValueError: it is no config.json of a model, or of one that ours cannot hold exactly.
+    """
+    if not isinstance(config, dict) or not config.get("architectures"):
+        raise ValueError(f"{origin} names no `architectures`; give the folder of a language model")
+    (architecture, *_) = config["architectures"]
+    if architecture not in _ARCHITECTURES:
+        raise ValueError(
+            f"{origin}: architecture {architecture} is not known; "
+            f"these are: {', '.join(_ARCHITECTURES)}"
+        )
+    config = _ARCHITECTURES[architecture] | config
+    _check_options(config, origin=origin, architecture=architecture)
+    try:
+        shape = _shape(config, name)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{origin} lacks or garbles {error}; {_GET_ANOTHER}") from None
+    head_width = config.get("head_dim") or shape.head_width
+    if head_width != shape.head_width:
+        raise ValueError(
+            f"{origin}: head_dim={head_width}, and our heads share the width: hidden_size / "
+            f"num_attention_heads = {shape.head_width}; this model cannot be imported"
+        )
+    return shape
+
+
+def _check_options(config: dict[str, Any], *, origin: Path, architecture: str) -> None:
+    for key, (allowed, why) in _NEEDED.items():
+        value = config.get(key, "silu" if key == "hidden_act" else None)
+        if value not in allowed:
+            raise ValueError(
+                f"{origin}: {key}={value!r} of {architecture} cannot be held exactly: {why}"
+            )
+    rope = _rope(config)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(
+            f"{origin}: RoPE scaling {kind!r} cannot be held exactly: ours turns by plain "
+            "positions; import the model from before its context was stretched"
+        )
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """What is said of RoPE, where transformers 5 says it or where all before did."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _shape(config: dict[str, Any], name: str) -> ModelConfig:
+    theta = _rope(config).get("rope_theta", config.get("rope_theta", 10_000.0))
+    num_heads = config["num_attention_heads"]
+    return ModelConfig(
+        name=plain_name(name),
+        vocab_size=config["vocab_size"],
+        width=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        mlp="swiglu",
+        mlp_width=config["intermediate_size"],
+        context=config["max_position_embeddings"],
+        rope_theta=float(theta),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        qk_norm=False,
+        sub_norm=False,
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model needs, with its shape."""
+    width, kv_width = model.width, model.num_kv_heads * model.head_width
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (kv_width, width),
+        "self_attn.v_proj": (kv_width, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (model.mlp_width, width),
+        "mlp.up_proj": (model.mlp_width, width),
+        "mlp.down_proj": (width, model.mlp_width),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+    shapes = {
+        f"model.layers.{index}.{name}.weight": shape
+        for index in range(model.num_layers)
+        for name, shape in layer.items()
+    }
+    shapes |= {"model.embed_tokens.weight": (model.vocab_size, width)}
+    shapes |= {"model.norm.weight": (width,)}
+    return shapes if model.tied_head else shapes | {"lm_head.weight": (model.vocab_size, width)}
+
+
+def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse missing, unknown and misshapen tensors before one is read."""
+    missing = sorted(set(shapes) - set(shards.shapes))
+    # Old checkpoints store the angles of RoPE; a tied head may be stored, and says nothing new.
+    unknown = sorted(
+        name
+        for name in set(shards.shapes) - set(shapes)
+        if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
+    )
+    if missing or unknown:
+        raise ValueError(
+            f"{shards.folder} lacks the tensors {_few(missing)} and holds the unknown tensors "
+            f"{_few(unknown)}; its config.json is of another model, or files are missing"
+        )
+    for name, shape in shapes.items():
+        if shards.shapes[name] != shape or shards.dtypes[name] not in _DTYPES:
+            raise ValueError(
+                f"{shards.folder} holds {name} as {shards.dtypes[name]} "
+                f"{list(shards.shapes[name])}, expected {', '.join(_DTYPES)} {list(shape)}"
+            )
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "none"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _tokenizer_bytes(folder: Path, given: Path | None) -> bytes:
+    path = given or folder / "tokenizer.model"
+    if path.is_file():
+        return path.read_bytes()
+    if (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} has its tokenizer as tokenizer.json alone, which is not read; Trilith's "
+            "tokenizers are SentencePiece models: give one with --tokenizer"
+        )
+    raise FileNotFoundError(f"{path} does not exist; give the model's tokenizer with --tokenizer")
+
+
+def _read(shards: Shards, model: ModelConfig) -> State:
+    def tensor(name: str) -> Tensor:
+        return read_tensor(shards, f"{name}.weight")
+
+    state = {
+        "embedding.weight": tensor("model.embed_tokens"),
+        "norm.weight": tensor("model.norm"),
+    }
+    if not model.tied_head:
+        state["head.weight"] = tensor("lm_head")
+    elif "lm_head.weight" in shards.shapes and not tensor("lm_head").equal(
+        state["embedding.weight"]
+    ):
+        raise ValueError(
+            f"{shards.folder} ties the head to the embedding and holds another lm_head.weight; "
+            f"{_GET_ANOTHER}, or mend tie_word_embeddings in its config.json"
+        )
+    for index in range(model.num_layers):
+        at = f"model.layers.{index}"
+        layer = LayerWeights(
+            query=tensor(f"{at}.self_attn.q_proj"),
+            key=tensor(f"{at}.self_attn.k_proj"),
+            value=tensor(f"{at}.self_attn.v_proj"),
+            out=tensor(f"{at}.self_attn.o_proj"),
+            gate=tensor(f"{at}.mlp.gate_proj"),
+            up=tensor(f"{at}.mlp.up_proj"),
+            down=tensor(f"{at}.mlp.down_proj"),
+            attention_norm=tensor(f"{at}.input_layernorm"),
+            mlp_norm=tensor(f"{at}.post_attention_layernorm"),
+        )
+        state |= fuse(layer, index)
+    return state
