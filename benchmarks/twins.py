@@ -22,7 +22,7 @@ from trilith.hardware import device_name
 VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
 # Optimizer steps of 1,024 tokens each.
-STEPS = {"nano": 1000, "micro": 300}
+STEPS = {"nano": 1000, "micro": 250}
 RECIPE_STEPS = 300
 SIZES = {"nano": (), "micro": ("train.precision=bf16-mixed", "train.validation_batches=32")}
 
