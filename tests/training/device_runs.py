@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from benchmarks.faults import FaultyObjective
+from tests.conftest import TOY
 from tests.training.conftest import RECIPE, TERNARY, TRAIN, pattern
 from tests.training.test_fit import stopping_at
 from tests.training.test_resume_state import BEST, worse_after
 
 from trilith.files import is_first_process
-from trilith.model import ModelConfig, Transformer, build_model
+from trilith.model import Transformer, build_model
 from trilith.quant import QuantConfig
 from trilith.training.batches import TokenWindows
 from trilith.training.devices import TrainerConfig
@@ -27,22 +28,7 @@ NUM_STEPS = 20
 # Micro-batches of one optimizer step, on all devices together.
 STEP_BATCHES = 2
 FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
-MODEL = ModelConfig(
-    name="toy",
-    vocab_size=37,
-    width=24,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    mlp="swiglu",
-    mlp_width=40,
-    context=32,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
-    qk_norm=True,
-    sub_norm=True,
-    tied_head=True,
-)
+MODEL = replace(TOY, qk_norm=True, sub_norm=True)
 
 
 class Run(NamedTuple):

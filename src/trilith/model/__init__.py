@@ -9,7 +9,13 @@ from trilith.model.checkpoint import (
     save_checkpoint,
 )
 from trilith.model.config import ModelConfig
-from trilith.model.count import ParameterCount, count_parameters, training_flops_per_token
+from trilith.model.count import (
+    ParameterCount,
+    count_parameters,
+    model_on_meta,
+    projection_weights,
+    training_flops_per_token,
+)
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
@@ -25,7 +31,9 @@ __all__ = [
     "count_parameters",
     "load_checkpoint",
     "load_weights",
+    "model_on_meta",
     "move_to_grid",
+    "projection_weights",
     "require_shape",
     "save_checkpoint",
     "training_flops_per_token",

@@ -1,8 +1,10 @@
 """Parameters and floating-point operations, counted from the instantiated model."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
@@ -22,10 +24,21 @@ class ParameterCount(NamedTuple):
         return sum(self)
 
 
+@cache
+def model_on_meta(config: ModelConfig) -> Transformer:
+    """Return a dense model of this shape without allocating it; not to be changed."""
+    with torch.device("meta"):
+        return build_model(config, None)
+
+
+def projection_weights(model: Transformer) -> list[Tensor]:
+    """Return the weights that a grid can hold: the linear layers of the blocks."""
+    return [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+
+
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Count the weights of a model of this shape without allocating it (meta device)."""
-    with torch.device("meta"):
-        model = build_model(config, None)
+    model = model_on_meta(config)
     embedding = model.embedding.weight.numel()
     head = 0 if config.tied_head else model.head.weight.numel()
     norms = sum(m.weight.numel() for m in model.modules() if isinstance(m, RMSNorm))

@@ -4,14 +4,20 @@ Letters as in `attention`: D width, C head width, V vocabulary; M is the width o
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trilith.kernels import native_bytes
-from trilith.model import KVCache, ModelConfig, RMSNorm, Transformer, build_model
+from trilith.model import (
+    KVCache,
+    ModelConfig,
+    RMSNorm,
+    Transformer,
+    model_on_meta,
+    projection_weights,
+)
 from trilith.packed import PackConfig, store_rows
 from trilith.quant import Codec, QuantConfig, num_scales
 
@@ -89,7 +95,7 @@ class InferenceMemory(NamedTuple):
 
 def plan_inference(setup: InferenceSetup) -> InferenceMemory:
     """Plan the memory of a packed model that generates on one device."""
-    model = _on_meta(setup.model)
+    model = model_on_meta(setup.model)
     with torch.device("meta"):
         kv = KVCache(setup.model, batch_size=setup.batch_size, capacity=setup.context)
     num_values = kv.keys.numel() + kv.values.numel()
@@ -123,7 +129,7 @@ def cache_bits(config: ModelConfig) -> int:
 def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfig) -> FileBytes:
     """Bytes that the pack stage writes for a model of this shape (meta tensors will do)."""
     codec = None if quant is None else pack.codec_for(quant.levels)
-    projections = _projections(model)
+    projections = projection_weights(model)
     embedding = _nbytes(store_rows(model.embedding.weight, pack.embedding))
     head = 0 if model.config.tied_head else embedding
     return FileBytes(
@@ -134,16 +140,6 @@ def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfi
         head=head,
         norms=_norm_bytes(model),
     )
-
-
-@cache
-def _on_meta(config: ModelConfig) -> Transformer:
-    with torch.device("meta"):
-        return build_model(config, None)
-
-
-def _projections(model: Transformer) -> list[Tensor]:
-    return [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
 
 
 def _norm_bytes(model: Transformer) -> int:
@@ -166,7 +162,7 @@ def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
     rows = _FLOAT32 * setup.model.vocab_size * setup.model.width
     rows *= 1 if setup.model.tied_head else 2
     rope = 2 * _FLOAT32 * setup.model.context * setup.model.head_width
-    kernels = sum(_kernel_bytes(weight, setup) for weight in _projections(model))
+    kernels = sum(_kernel_bytes(weight, setup) for weight in projection_weights(model))
     return rows + _norm_bytes(model) + kernels + (rope if _decodes_natively(setup) else 0)
 
 

@@ -6,14 +6,10 @@ Letters as in `attention`: D width, C head width, V vocabulary; M is the width o
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, NamedTuple, get_args
 
-import torch
-from torch import Tensor, nn
-
 from trilith.kernels import native_bytes
-from trilith.model import ModelConfig, Transformer, build_model
+from trilith.model import ModelConfig, model_on_meta, projection_weights
 from trilith.quant import QuantConfig, num_scales
 from trilith.training.recipe import OptimizerName
 
@@ -117,29 +113,19 @@ def state_bytes(
     AdamW keeps two moments of each trained number; Muon one of each projection, and AdamW's of the
     rest. A learned scale is trained; a fitted one is kept.
     """
-    model = _on_meta(config)
+    model = model_on_meta(config)
     num_weights = sum(weight.numel() for weight in model.parameters())
     rule = None if quant is None else quant.scale_rule
-    scales = sum(num_scales(weight, quant) for weight in _projections(model)) if quant else 0
+    scales = sum(num_scales(weight, quant) for weight in projection_weights(model)) if quant else 0
     trained = num_weights + (scales if rule == "learned" else 0)
     moments = 2 * trained
     if optimizer == "muon":
-        moments -= sum(weight.numel() for weight in _projections(model))
+        moments -= sum(weight.numel() for weight in projection_weights(model))
     weights = trained + (scales if rule == "least_squares" else 0)
     # A tied head is copied beside the embedding that it is.
     twice = model.head.weight.numel() if config.tied_head else 0
     counts = (weights, trained, moments, weights + moments + twice)
     return StateBytes(*(_FLOAT32 * count for count in counts))
-
-
-@cache
-def _on_meta(config: ModelConfig) -> Transformer:
-    with torch.device("meta"):
-        return build_model(config, None)
-
-
-def _projections(model: Transformer) -> list[Tensor]:
-    return [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
 
 
 def _activation_bytes(setup: TrainingSetup) -> int:
@@ -170,13 +156,15 @@ def _rounded_blocks(setup: TrainingSetup) -> int:
     """Bytes of the projections that autocast rounds for a micro-batch."""
     if setup.quant is not None or setup.precision == "32-true":
         return 0
-    return _BFLOAT16 * sum(weight.numel() for weight in _projections(_on_meta(setup.model)))
+    return _BFLOAT16 * sum(
+        weight.numel() for weight in projection_weights(model_on_meta(setup.model))
+    )
 
 
 def _weight_copies(setup: TrainingSetup) -> int:
     """Bytes of the weights that forward passes make and backward passes read."""
-    model, quant = _on_meta(setup.model), setup.quant
-    projections = _projections(model)
+    model, quant = model_on_meta(setup.model), setup.quant
+    projections = projection_weights(model)
     num_weights = sum(weight.numel() for weight in projections)
     is_mixed = setup.precision == "bf16-mixed"
     head = _BFLOAT16 * model.head.weight.numel() if is_mixed else 0
