@@ -11,37 +11,20 @@ TinyStories and the novels are read from ../shared/data/text and skipped where t
 import argparse
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
-from tqdm import tqdm
-
+from training_runs import ROOT, Arm, Run, available, finish
 from trilith.hardware import device_name
 
-ROOT = Path(__file__).parents[1]
-TEXT = ROOT.parent / "shared/data/text"
+VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
-PASSAGE_CHARACTERS = 8000
 # Optimizer steps of 1,024 tokens each.
-STEPS = {"nano": 1000, "micro": 400}
-RECIPE_STEPS = 500
-COMMON = (
-    *("hardware.threads=1", "tracking=disabled", "train.context=256", "train.micro_batch_size=4"),
-    *("train.validation_batches=64", "hardware.peak_tflops=1"),
-)
-
-
-class Arm(NamedTuple):
-    """One way to train: its name in the tables and what it sets."""
-
-    name: str
-    variant: str
-    overrides: tuple[str, ...] = ()
+STEPS = {"nano": 1000, "micro": 300}
+RECIPE_STEPS = 300
+SIZES = {"nano": (), "micro": ("train.precision=bf16-mixed", "train.validation_batches=32")}
 
 
 def _ternary(name: str, *overrides: str) -> Arm:
@@ -57,13 +40,15 @@ DENSE = Arm("dense", "dense")
 TWINS = (DENSE, _ternary("ternary"))
 DENSE_LR = 5e-3
 # The first arms add one ingredient at a time to the dense recipe; the others change the default.
+DENSE_RECIPE = _ternary(
+    "dense recipe, absmean per tensor",
+    "quant=ternary",
+    *_recipe("ternary_cosine", peak_lr=DENSE_LR, second_half_weight_decay=0.1),
+)
 RECIPES = (
     DENSE,
-    _ternary(
-        "dense recipe, absmean per tensor",
-        "quant=ternary",
-        *_recipe("ternary_cosine", peak_lr=DENSE_LR, second_half_weight_decay=0.1),
-    ),
+    Arm("dense, twice the learning rate", "dense", ("pretrain.dense.recipe.peak_lr=1e-2",)),
+    DENSE_RECIPE,
     _ternary(
         "+ twice the learning rate",
         "quant=ternary",
@@ -85,21 +70,6 @@ RECIPES = (
 )
 
 
-class Run(NamedTuple):
-    """One training run."""
-
-    corpus: str
-    model: str
-    arm: Arm
-    seed: int
-    num_steps: int
-
-    @property
-    def key(self) -> str:
-        arm = "".join(c if c.isalnum() else "-" for c in self.arm.name)
-        return f"{self.corpus}-{self.model}-{self.num_steps}-{arm}-{self.seed}"
-
-
 def main() -> None:
     """Run what is missing, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,11 +82,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     runs = list(_runs(options))
-    for corpus in dict.fromkeys(run.corpus for run in runs):
-        _prepare(corpus, options.work)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        jobs = pool.map(lambda run: _losses(run, options.work), runs)
-        results = list(zip(runs, tqdm(jobs, total=len(runs), unit="run"), strict=True))
+    folders = finish(runs, work=options.work, jobs=options.jobs)
+    results = [(run, _losses(folder)) for run, folder in zip(runs, folders, strict=True)]
     rows = list(_rows(results))
     _print_table(rows)
     if options.json:
@@ -127,68 +94,23 @@ def main() -> None:
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
     if options.table == "recipes":
         for seed in SEEDS:
-            yield from (Run("stdlib", "nano", arm, seed, RECIPE_STEPS) for arm in RECIPES)
+            yield from (
+                Run("stdlib", VOCAB_SIZE, "nano", arm, seed, RECIPE_STEPS) for arm in RECIPES
+            )
         return
-    present = [corpus for corpus in options.corpora if corpus == "stdlib" or TEXT.is_dir()]
-    for corpus in set(options.corpora) - set(present):
-        print(f"{corpus} is skipped: {TEXT} does not exist", file=sys.stderr)
+    present = available(options.corpora)
     for seed in SEEDS:
         for model in options.models:
             for corpus in present:
-                yield from (Run(corpus, model, arm, seed, STEPS[model]) for arm in TWINS)
+                yield from (
+                    Run(corpus, VOCAB_SIZE, model, arm, seed, STEPS[model], SIZES[model])
+                    for arm in TWINS
+                )
 
 
-def _prepare(corpus: str, work: Path) -> None:
-    """Curate and tokenize a corpus, once."""
-    folder = work / corpus
-    if (folder / "tokens/manifest.json").is_file():
-        return
-    source = ["corpus=stdlib"]
-    if corpus != "stdlib":
-        texts = folder / "texts.jsonl"
-        texts.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps({"text": text}) for text in _texts(corpus))
-        texts.write_text("\n".join(lines) + "\n")
-        source = [
-            *("corpus=dataset", "corpus.source.name=json", "corpus.gates.min_letter_share=0"),
-            *("corpus.source.licence=cc0-1.0", f"corpus.source.data_files=[{texts}]"),
-        ]
-    _stage("curate", *source, f"out_dir={folder}/corpus", f"metrics_dir={folder}/curate")
-    tokens = (f"inputs.corpus={folder}/corpus", f"out_dir={folder}/tokens")
-    _stage("tokenization", *tokens, f"metrics_dir={folder}/tokenize")
-
-
-def _texts(corpus: str) -> Iterator[str]:
-    if corpus == "tinystories":
-        stories = (TEXT / "tinystories/train.txt").read_text().split("<|endoftext|>")
-        yield from (story.strip() + "\n" for story in stories if story.strip())
-        return
-    for path in sorted((TEXT / corpus).glob("*.txt")):
-        passage = ""
-        for line in path.read_text(encoding="utf-8-sig").splitlines(keepends=True):
-            passage += line
-            if len(passage) > PASSAGE_CHARACTERS:
-                yield passage
-                passage = ""
-
-
-def _losses(run: Run, work: Path) -> dict[str, float]:
-    metrics_dir = work / "runs" / run.key
-    metrics = metrics_dir / "metrics.json"
-    if not metrics.is_file():
-        inputs = (f"inputs.tokens={work}/{run.corpus}/tokens", f"out_dir={metrics_dir}/model")
-        size = (f"model={run.model}", f"pretrain.num_steps={run.num_steps}", f"seed={run.seed}")
-        own = (f"variant={run.arm.variant}", *run.arm.overrides, f"metrics_dir={metrics_dir}")
-        _stage("pretrain", *COMMON, *inputs, *size, *own)
-    content = json.loads(metrics.read_text())
+def _losses(folder: Path) -> dict[str, float]:
+    content = json.loads((folder / "metrics.json").read_text())
     return {key: content[f"{key}/loss_nats"] for key in ("train", "validation")}
-
-
-def _stage(name: str, *overrides: str) -> None:
-    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-3000:]}")
 
 
 def _rows(results: list[tuple[Run, dict[str, float]]]) -> Iterator[dict[str, Any]]:

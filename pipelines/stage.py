@@ -52,6 +52,7 @@ class Stage:
     """One run of a stage: typed sections of its configuration, its inputs and outputs.
 
     Training on several devices runs the stage once for each; `is_first` is the one that writes.
+    `facts` is what the stage itself adds to its run.json.
     """
 
     def __init__(self, name: str, config: DictConfig) -> None:
@@ -61,6 +62,7 @@ class Stage:
         self.out_dir = Path(build(str, self.config["out_dir"], key="out_dir"))
         self.metrics_dir = Path(build(str, self.config["metrics_dir"], key="metrics_dir"))
         self.seed = build_seed(self.config["seed"])
+        self.facts: dict[str, Any] = {}
 
     def section(self, key: str, kind: Any) -> Any:
         """Return the section `key` (dots go deeper) as its dataclass."""
@@ -178,6 +180,7 @@ def _write_run_file(stage: Stage, wall_s: float) -> None:
         "device": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        **stage.facts,
         "wall_s": round(wall_s, 1),
     }
     write_json(stage.metrics_dir / "run.json", content)

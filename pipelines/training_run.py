@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stage import Stage, locked
-from trilith.hardware import HardwareConfig, peak_flops, prepare_cpu
+from trilith.hardware import HardwareConfig, Peak, find_peak, prepare_cpu
 from trilith.training.devices import TrainerConfig, require_devices
 from trilith.training.fit import RunPlace, TrainConfig
 from trilith.training.tracking import TrackingConfig, start_run
@@ -40,6 +40,9 @@ def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> Iterator[Ru
     is_sharded = trainer.strategy == "fsdp"
     key = stage.key(name, stage.seed, hardware.threads, step, is_sharded, *depends_on)
     resume_dir = Path("runs/resume") / key
+    # A matmul is measured alone: the other processes wait for the first one anyway.
+    peak = find_peak(hardware) if stage.is_first else Peak(math.nan, "")
+    stage.facts["peak"] = peak.name
     if not stage.is_first:
         tracking = replace(tracking, mode="disabled")
     with locked(resume_dir) if stage.is_first else nullcontext():
@@ -49,7 +52,7 @@ def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> Iterator[Ru
             resume_dir=resume_dir,
             metrics_dir=stage.metrics_dir,
             wandb_run=history,
-            peak_flops=peak_flops(hardware) if stage.is_first else math.nan,
+            peak_flops=peak.flops,
             seed=stage.seed,
             trainer=trainer,
         )

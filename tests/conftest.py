@@ -4,23 +4,26 @@ import pytest
 
 from trilith.model import ModelConfig
 
+# Small enough for loops, with odd counts: 37 tokens, 6 heads over 2.
+TOY = ModelConfig(
+    name="toy",
+    vocab_size=37,
+    width=24,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    mlp="swiglu",
+    mlp_width=40,
+    context=32,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    qk_norm=False,
+    sub_norm=False,
+    tied_head=True,
+)
+
 
 @pytest.fixture
 def toy() -> ModelConfig:
-    """A model small enough for loops, with odd counts: 37 tokens, 6 heads over 2."""
-    return ModelConfig(
-        name="toy",
-        vocab_size=37,
-        width=24,
-        num_layers=2,
-        num_heads=6,
-        num_kv_heads=2,
-        mlp="swiglu",
-        mlp_width=40,
-        context=32,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        qk_norm=False,
-        sub_norm=False,
-        tied_head=True,
-    )
+    """The toy shape."""
+    return TOY

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Seconds of one optimizer step by what they went into, summed over its micro-batches.
+STEP_PARTS = ("data_s", "forward_s", "backward_s", "optimizer_s")
 # Columns of the curves that a training run writes and the report reads.
 STEP_COLUMNS = (
     "step",
@@ -22,6 +24,9 @@ STEP_COLUMNS = (
     "grad_norm",
     "tokens_per_s",
     "mfu",
+    "step_s",
+    *STEP_PARTS,
+    "memory_bytes",
     "zero_share",
     "flip_rate",
 )

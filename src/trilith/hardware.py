@@ -91,17 +91,31 @@ def device_name() -> str:
     return _cpu_name()
 
 
-def peak_flops(config: HardwareConfig) -> float:
-    """Peak FLOP/s for MFU: the configured one, the table's, or a measured matmul."""
+class Peak(NamedTuple):
+    """What MFU is a share of: FLOP/s, and where the figure comes from."""
+
+    flops: float
+    name: str
+
+
+def find_peak(config: HardwareConfig) -> Peak:
+    """Return the peak for MFU: the configured one, the table's, or a measured matmul.
+
+    Raises:
+        ValueError: the GPU is not in the table, and none is configured.
+    """
     if config.peak_tflops is not None:
-        return config.peak_tflops * 1e12
+        flops = config.peak_tflops * 1e12
+        return Peak(flops, f"{_tflops(flops)}, set as hardware.peak_tflops")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         try:
-            return device_named(name).peak_tflops * 1e12
+            flops = device_named(name).peak_tflops * 1e12
         except ValueError as error:
             raise ValueError(f"{error}; or set hardware.peak_tflops") from None
-    return measured_matmul_flops()
+        return Peak(flops, f"{name} bf16 {_tflops(flops)}, data sheet")
+    flops = measured_matmul_flops()
+    return Peak(flops, f"float32 matmul {_tflops(flops)}, measured")
 
 
 def device_named(name: str) -> Device:
@@ -139,6 +153,10 @@ def measured_matmul_flops(num_repeats: int = 20) -> float:
 def _plain(name: str) -> str:
     words = re.findall(r"[a-z0-9]+", name.lower())
     return "".join(word for word in words if word not in ("nvidia", "geforce"))
+
+
+def _tflops(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s"
 
 
 def _cpu_name() -> str:

@@ -5,10 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from trilith.model import ModelConfig, build_model, count_parameters, training_flops_per_token
+from trilith.model import (
+    ModelConfig,
+    RMSNorm,
+    build_model,
+    count_parameters,
+    training_flops_per_token,
+)
 from trilith.quant import QuantConfig
 
+TERNARY = QuantConfig("ternary", "absmean", "tensor", None, 8)
 CHANGES: list[dict[str, Any]] = [
     {},
     {"tied_head": False},
@@ -51,3 +62,28 @@ def test_training_flops_count_multiplying_weights_and_attention(toy: ModelConfig
     count = count_parameters(toy)
     expected = 6 * (count.projections + count.embedding) + 6 * 2 * 24 * 10
     assert training_flops_per_token(model, 10) == expected
+
+
+@pytest.mark.parametrize("quant", [None, TERNARY], ids=["dense", "ternary"])
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_training_flops_are_torchs_own_with_attention_halved(
+    toy: ModelConfig, changes: dict[str, Any], quant: QuantConfig | None
+) -> None:
+    model = build_model(replace(toy, **changes), quant)
+    _use_torchs_norms(model)
+    tokens = torch.randint(0, toy.vocab_size, (3, 32))
+    # The plain path of attention is made of matrix products that torch can count, all T x T.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    without_attention = training_flops_per_token(model, 0)
+    half_square = training_flops_per_token(model, 32) - without_attention
+    counted = counter.get_total_flops() / tokens.numel()
+    assert counted == without_attention + 2 * half_square
+
+
+def _use_torchs_norms(model: nn.Module) -> None:
+    """Ours write part of their gradient as matrix products, which torch would count as well."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, RMSNorm):
+                setattr(parent, name, nn.RMSNorm(child.weight.numel(), eps=child.eps))

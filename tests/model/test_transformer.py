@@ -6,28 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import TOY
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilith.model import KVCache, ModelConfig, RMSNorm, Transformer, build_model
+from trilith.model import KVCache, RMSNorm, Transformer, build_model
 from trilith.quant import BitLinear, QuantConfig
 
-TOY = ModelConfig(
-    name="toy",
-    vocab_size=37,
-    width=24,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    mlp="swiglu",
-    mlp_width=40,
-    context=32,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
-    qk_norm=False,
-    sub_norm=False,
-    tied_head=True,
-)
 TERNARY = QuantConfig("ternary", "absmean", "tensor", None, 8)
 SHAPES: list[dict[str, Any]] = [
     {},

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
-Fault = Literal["none", "interrupt", "disk full"]
+Fault = Literal[
+    "none",
+    "interrupt",
+    "disk full",
+    "killed in mid-write",
+    "killed before the rename",
+    "killed after the rename",
+]
 
 _MAX_FILE_BYTES = 1500
 _PRELOADED = ["datasets", "lightning", "matplotlib.pyplot", "sentencepiece", "torch", "wandb"]
@@ -188,6 +196,8 @@ def _run_script(output: Path, script: str, overrides: list[str], fault: Fault) -
         _interrupt_at_the_first_rename()
     if fault == "disk full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    if fault.startswith("killed"):
+        _kill_at_the_third_state(fault)
     sys.path.insert(0, str(ROOT / "pipelines"))
     sys.argv = [script, *overrides]
     runpy.run_path(str(ROOT / "pipelines" / f"{script}.py"), run_name="__main__")
@@ -203,3 +213,26 @@ def _interrupt_at_the_first_rename() -> None:
         return rename(self, target)
 
     Path.replace = interrupted  # type: ignore[method-assign]
+
+
+def _kill_at_the_third_state(fault: Fault) -> None:
+    """SIGKILL while a training run saves its state, at a moment that no test could wait for."""
+    save, rename = torch.save, Path.replace
+    saves, renames = itertools.count(1), itertools.count(1)
+
+    def killed_while_saving(content: Any, path: Path) -> None:
+        save(content, path)
+        if ".step-" not in path.name or next(saves) < 3 or fault == "killed after the rename":
+            return
+        if fault == "killed in mid-write":
+            os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_after_renaming(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if renamed.match("step-*.ckpt") and next(renames) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return renamed
+
+    torch.save = killed_while_saving
+    Path.replace = killed_after_renaming if fault == "killed after the rename" else rename  # type: ignore[method-assign]

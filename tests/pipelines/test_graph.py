@@ -6,6 +6,7 @@ One project for all tests, which go on where the one before stopped; each leaves
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from tests.pipelines.conftest import ROOT, TOY, write_texts
 from tests.pipelines.test_dependencies import STAGES
+from tests.pipelines.watching import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -47,15 +49,10 @@ class Project(NamedTuple):
 
 def run(folder: Path, *command: str) -> str:
     """Run a command; return what it printed."""
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -64,6 +61,15 @@ def run(folder: Path, *command: str) -> str:
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
     return done.stdout
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a command in a project."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def stages_run(printed: str) -> set[str]:
@@ -175,6 +181,23 @@ def test_a_sweep_by_hand_stays_below_runs(project: Project) -> None:
     assert "threshold: 0.7" in project.run("python", "pipelines/curate.py", sweep[:-4], "--cfg=job")
     assert UP_TO_DATE in project.run("dvc", "status")
     assert not project.run("git", "status", "--porcelain")
+
+
+def test_a_killed_repro_goes_on_by_the_same_command(project: Project) -> None:
+    replace(project.folder / "params.yaml", "pretrain.num_steps=6", "pretrain.num_steps=100")
+    command = ("dvc", "repro", "pretrain@ternary")
+    killed = subprocess.Popen(
+        command, cwd=project.folder, env=environment(project.folder), start_new_session=True
+    )
+    wait_until(lambda: list(project.folder.glob("runs/resume/*/step-*.ckpt")))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    printed = project.run(*command)
+    assert stages_run(printed) == {"pretrain@ternary"}
+    assert "ternary: goes on from runs/resume/" in printed
+    assert UP_TO_DATE in project.run("dvc", "status", "pretrain@ternary")
+    curve = project.folder / "reports/metrics/pretrain/ternary/steps.csv"
+    assert len(curve.read_text().splitlines()) == 101
 
 
 def replace(path: Path, old: str, new: str) -> None:

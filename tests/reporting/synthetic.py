@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 STEP_HEADER = (
-    "step", "tokens", "loss_nats", "lr", "grad_norm", "tokens_per_s", "mfu", "zero_share",
-    "flip_rate",
+    "step", "tokens", "loss_nats", "lr", "grad_norm", "tokens_per_s", "mfu", "step_s", "data_s",
+    "forward_s", "backward_s", "optimizer_s", "memory_bytes", "zero_share", "flip_rate",
 )  # fmt: skip
+# Seconds of a step, of its four parts, and bytes.
+STEP_COST = (0.0571, 0.0012, 0.0181, 0.0302, 0.0064, 812_000_000)
 NUM_STEPS = 900
 BATCH_TOKENS = 16_384
 HOSTILE_TEXT = (
@@ -42,6 +44,8 @@ def write_tree(folder: Path) -> Path:
         ("pretrain/ternary", 1893.5), ("evolve", 1204.0), ("pack", 3.1), ("evaluate", 240.7),
     ):  # fmt: skip
         run = {"seed": 7, "versions": VERSIONS, "device": "cpu", "threads": 2, "wall_s": wall_s}
+        if place == "evolve" or place.startswith("pretrain"):
+            run["peak"] = "float32 matmul 0.19 TFLOP/s, measured"
         write(folder / place / "run.json", run)
     return folder
 
@@ -123,6 +127,7 @@ def _write_pretraining(folder: Path, *, gap: float, seed: int) -> None:
         "train/loss_nats": 3.31 + gap, "validation/loss_nats": 3.42 + gap,
         "train/tokens_per_s": 9800.5 if ternary else 11_400.2, "train/mfu": 0.41,
         "train/num_tokens": NUM_STEPS * BATCH_TOKENS, "train/num_steps": NUM_STEPS,
+        "train/result_step": NUM_STEPS, "train/result_tokens": NUM_STEPS * BATCH_TOKENS,
         "model/num_parameters": 20_480_000, "stability/num_spikes": int(ternary),
         "stability/num_rollbacks": int(ternary), "hardware/peak_flops": 1.9e11, "wall_s": 1510.0,
     }  # fmt: skip
@@ -162,7 +167,7 @@ def _write_curves(
         lr = 1.5e-3 * min(1, step / 50, (NUM_STEPS - step + 1) / 200)
         row = [step, step * BATCH_TOKENS, f"{loss:.5f}", f"{lr:.6g}",
                f"{abs(rng.gauss(0.6, 0.1)) + 4 / step:.5f}", f"{rng.gauss(1e4, 300):.1f}",
-               f"{rng.gauss(0.41, 0.01):.4f}"]  # fmt: skip
+               f"{rng.gauss(0.41, 0.01):.4f}", *STEP_COST]  # fmt: skip
         row += (
             [f"{0.33 - 0.02 * step / NUM_STEPS:.5f}", f"{0.02 / step:.3g}"]
             if quantized

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.reporting.synthetic import evaluation, write, write_rows
+from tests.reporting.synthetic import STEP_COST, evaluation, write, write_rows
 
 from trilith.reporting.inputs import read_inputs
 
@@ -109,7 +109,11 @@ def test_phases_run_from_their_first_to_their_last_step(finished_metrics: Path) 
 
 def test_steps_that_begin_again_with_a_phase_are_refused(metrics: Path) -> None:
     header = (metrics / "evolve/curves/evolved/steps.csv").read_text().splitlines()[0].split(",")
-    rows = [[step, 1, 4.0, 0.1, 1, 1, 0.1, "", "", phase] for phase in "ab" for step in (1, 2)]
+    rows = [
+        [step, 1, 4.0, 0.1, 1, 1, 0.1, *STEP_COST, "", "", phase]
+        for phase in "ab"
+        for step in (1, 2)
+    ]
     write_rows(metrics / "evolve" / "curves" / "evolved" / "steps.csv", header, rows)
     with pytest.raises(ValueError, match="phase 'b' starts again at step 1"):
         read_inputs(metrics)

@@ -166,6 +166,27 @@ def test_the_page_opens_with_what_was_found(report: ReportFiles) -> None:
     assert "Targets: 5 of 5 met." in text
 
 
+def test_the_cost_of_a_step_is_shown_by_part_with_the_peak_named(report: ReportFiles) -> None:
+    lines = report.markdown.read_text(encoding="utf-8").splitlines()
+    at = next(i for i, line in enumerate(lines) if "Optimizer (ms)" in line)
+    header, _, dense, ternary = (
+        [c.strip() for c in line.split("|")] for line in lines[at : at + 4]
+    )
+    shown = dict(zip(header, dense, strict=True))
+    # 57.1 ms, of which 1.2 + 18.1 + 30.2 + 6.4 are parts.
+    assert (shown["Run"], ternary[1]) == ("dense", "ternary")
+    assert [shown[f"{part} (ms)"] for part in ("Step", "Data", "Forward")] == [
+        "57.10", "1.20", "18.10",
+    ]  # fmt: skip
+    assert [shown[f"{part} (ms)"] for part in ("Backward", "Optimizer", "Rest")] == [
+        "30.20", "6.40", "1.20",
+    ]  # fmt: skip
+    assert shown["Memory (MB)"] == "812.0"
+    note = "Peak for MFU: float32 matmul 0.19 TFLOP/s, measured (dense, ternary)."
+    assert sum(note in line for line in lines) == 1
+    assert any(line.endswith("continued, evolved).") for line in lines)
+
+
 def test_a_run_without_events_evolution_samples_or_run_files_is_reported(
     metrics: Path, tmp_path: Path
 ) -> None:

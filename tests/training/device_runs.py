@@ -3,16 +3,16 @@
 Each run takes the same batches a step, whatever the number of processes.
 """
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.faults import FaultyObjective
 from tests.training.conftest import RECIPE, TERNARY, TRAIN, pattern
 from tests.training.test_fit import stopping_at
-from tests.training.test_stability import spoiling
+from tests.training.test_resume_state import BEST, worse_after
 
 from trilith.files import is_first_process
 from trilith.model import ModelConfig, Transformer, build_model
@@ -48,7 +48,8 @@ MODEL = ModelConfig(
 class Run(NamedTuple):
     """One toy run: `stop_at` ends it with an error at that step, `spike_at` spoils the loss there.
 
-    The spike is in the second process alone. Runs with the same `resume` go on from one another.
+    The spike is in the second process alone. With `unlearns_at` the model gets worse from that step
+    on, and the best weights are the result. Runs with the same `resume` go on from one another.
     """
 
     strategy: str
@@ -59,6 +60,7 @@ class Run(NamedTuple):
     clip_norm: float = 1.0
     stop_at: int | None = None
     spike_at: int | None = None
+    unlearns_at: int | None = None
     resume: str | None = None
 
 
@@ -80,6 +82,9 @@ RUNS = {
     "single_learned": Run("single", 1, **LEARNED_RUN),
     "fsdp_learned": Run("fsdp", 2, **LEARNED_RUN),
     "fsdp_muon": Run("fsdp", 2, optimizer="muon"),
+    "single_best": Run("single", 1, unlearns_at=10),
+    "ddp_best": Run("ddp", 2, unlearns_at=10),
+    "fsdp_best": Run("fsdp", 2, unlearns_at=10),
     "ddp_spike": Run("ddp", 2, spike_at=13),
     "fsdp_spike": Run("fsdp", 2, spike_at=13),
     "ddp_1_stops": Run("ddp", 1, **TERNARY_RUN, stop_at=13, resume="ddp_1"),
@@ -114,7 +119,7 @@ def train(name: str, folder: Path) -> None:
         fit(
             model,
             plan=_plan(run, accumulate),
-            config=replace(TRAIN, accumulate=accumulate),
+            config=replace(BEST if run.unlearns_at else TRAIN, accumulate=accumulate),
             place=place,
         )
     except ZeroDivisionError:
@@ -132,8 +137,10 @@ def _plan(run: Run, accumulate: int) -> Plan:
     objective: Objective = next_token_objective
     if run.stop_at is not None:
         objective = stopping_at(run.stop_at * accumulate, ZeroDivisionError)
+    if run.unlearns_at is not None:
+        objective = worse_after(run.unlearns_at * accumulate)
     if run.spike_at is not None and not is_first_process():
-        objective = spoiling({run.spike_at}, factor=math.nan)
+        objective = FaultyObjective(objective, {run.spike_at: "exploding_batch"}, seed=0)
     return Plan(NUM_STEPS, recipe, objective, batches, held_out)
 
 

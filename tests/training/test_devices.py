@@ -25,11 +25,11 @@ from trilith.training.resume import latest_checkpoint
 ROOT = Path(__file__).parents[2]
 BEFORE = (
     *("single_dense", "single_ternary", "single_fitted", "single_learned", "single_muon"),
-    *("ddp_1_stops", "fsdp_1_stops"),
+    *("ddp_1_stops", "fsdp_1_stops", "single_best"),
 )
 ON_TWO = (
     *("ddp_dense", "ddp_ternary", "ddp_fitted", "fsdp_dense", "fsdp_muon", "fsdp_fitted"),
-    "fsdp_learned",
+    *("fsdp_learned", "ddp_best", "fsdp_best"),
     *("ddp_spike", "fsdp_spike", "ddp_2_stops", "fsdp_2_stops", "ddp_1_to_2", "fsdp_1_to_2"),
 )
 AFTER = ("ddp_2_to_1", "fsdp_2_to_1")
@@ -115,6 +115,8 @@ def weights(folder: Path, name: str) -> Iterator[dict[str, torch.Tensor]]:
         ("ddp_fitted", "single_fitted", SAME_BITS),
         ("fsdp_fitted", "single_fitted", A_CODE_MAY_MOVE),
         ("fsdp_learned", "single_learned", A_CODE_MAY_MOVE),
+        ("ddp_best", "single_best", SAME_BITS),
+        ("fsdp_best", "single_best", LAST_BITS),
         ("ddp_1_to_2", "single_ternary", SAME_BITS),
         ("ddp_2_to_1", "single_ternary", SAME_BITS),
         ("fsdp_1_to_2", "single_muon", LAST_BITS),
@@ -140,6 +142,11 @@ def test_losses_and_weights_are_those_of_one_process(
     assert len(states) == device_runs.RUNS[name].devices
     for state in states:
         torch.testing.assert_close(state, reference, rtol=0.0, atol=tolerance)
+
+
+def test_the_best_weights_are_another_result_than_the_last(finished: Path) -> None:
+    best, last = rows(finished / "single_best" / "validation.csv")
+    assert float(best["loss_nats"]) < float(last["loss_nats"])
 
 
 @pytest.mark.parametrize("name", ["ddp_dense", "fsdp_dense", "fsdp_muon"])
@@ -179,6 +186,7 @@ def test_a_spike_on_one_device_is_rolled_back_on_all(finished: Path, name: str) 
 def test_each_process_writes_its_share_of_a_checkpoint(finished: Path) -> None:
     saved = finished / "fsdp_2_saved"
     assert sorted(path.name for path in saved.iterdir()) == [
+        "best-00000010.ckpt",
         "step-00000005.ckpt",
         "step-00000010.ckpt",
     ]

@@ -116,23 +116,6 @@ def test_a_stopped_run_ends_with_the_same_bits(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    toy: ModelConfig, plan: Plan, place: RunPlace, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = toy_model(toy)
-    fit(whole, plan=plan, config=TRAIN, place=place)
-    remove(place.resume_dir)
-    broken = plan._replace(objective=stopping_at(13, RuntimeError))
-    with pytest.raises(RuntimeError):
-        fit(toy_model(toy), plan=broken, config=TRAIN, place=place)
-    newest = sorted(place.resume_dir.glob("*.ckpt"))[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    resumed = toy_model(toy)
-    fit(resumed, plan=plan, config=TRAIN, place=place)
-    assert f"{newest} is damaged" in caplog.text
-    assert torch.equal(whole.embedding.weight, resumed.embedding.weight)
-
-
 def test_a_dense_phase_is_dense_to_the_bit_and_ends_on_the_grid(
     toy: ModelConfig, plan: Plan, place: RunPlace
 ) -> None:

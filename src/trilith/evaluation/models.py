@@ -64,11 +64,7 @@ def evaluate_models(
     files = [read_packed(path) for path in sorted(packed_dir.glob("*.safetensors"), key=_order)]
     for file in files:
         _require_tokenizer(file, tokenizer)
-    reference = build_packed_model(files[0])
-    models = {file.path.stem: _measure(file, reference, test) for file in files}
-    for figures in models.values():
-        base = models[figures["reference"]]["loss_nats"]
-        figures["perplexity_ratio"] = math.exp(figures["loss_nats"] - base)
+    models = _measure_all(files, test)
     log.info(
         "evaluate: %d models on %d test tokens; dense %.3f nats",
         len(models),
@@ -79,14 +75,7 @@ def evaluate_models(
         "models": models,
         "floors": _floors(tokens_dir, held_out),
         "samples": {file.path.stem: _samples(file.path, test) for file in files},
-        "run": {
-            "model": files[0].manifest.model.name,
-            "test_tokens": len(shard.tokens) - 1,
-            "test_answers": len(answers.tokens),
-            "prompt_tokens": config.prompt_tokens,
-            "decode_tokens": config.decode_tokens,
-            "python": platform.python_version(),
-        },
+        "run": _setting(test, model_name=files[0].manifest.model.name),
     }
 
 
@@ -96,12 +85,34 @@ def _order(path: Path) -> tuple[bool, bool, bool, str]:
     return name != REFERENCE, name.startswith(REFERENCE), name.startswith("evolved"), name
 
 
+def _setting(test: TestSet, *, model_name: str) -> dict[str, Any]:
+    """On what, and how, everything was measured."""
+    return {
+        "model": model_name,
+        "test_tokens": len(test.held_out.tokens) - 1,
+        "test_answers": len(test.answers.tokens),
+        "prompt_tokens": test.config.prompt_tokens,
+        "decode_tokens": test.config.decode_tokens,
+        "python": platform.python_version(),
+    }
+
+
 def _require_tokenizer(file: PackedFile, tokenizer: Tokenizer) -> None:
     if file.manifest.tokenizer_sha256 != tokenizer.sha256:
         raise ValueError(
             f"{file.path} holds another tokenizer than the token shards; run pack again after "
             "tokenize and pretrain"
         )
+
+
+def _measure_all(files: list[PackedFile], test: TestSet) -> dict[str, dict[str, Any]]:
+    """Measure every file beside the first, and its perplexity to that of its own reference."""
+    reference = build_packed_model(files[0])
+    models = {file.path.stem: _measure(file, reference, test) for file in files}
+    for figures in models.values():
+        base = models[figures["reference"]]["loss_nats"]
+        figures["perplexity_ratio"] = math.exp(figures["loss_nats"] - base)
+    return models
 
 
 def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[str, Any]:

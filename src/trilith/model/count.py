@@ -38,7 +38,9 @@ def training_flops_per_token(model: Transformer, context: int) -> float:
 
     6 per weight that multiplies (projections and head, not the embedding lookup) plus
     12 * layers * width * context / 2 for causal attention (PaLM, arXiv 2204.02311, appendix B,
-    halved because a causal mask lets each token see half the context on average).
+    halved because a causal mask lets each token see half the context on average). torch's own
+    FlopCounterMode counts the same matrix products, but attention over the whole square; neither
+    counts element-wise work such as norms, rotation, softmax and fake quantization.
     """
     config = model.config
     head = model.head.weight.numel()

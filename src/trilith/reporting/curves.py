@@ -82,6 +82,12 @@ def latest_pass(run: Run, *, column: str) -> tuple[np.ndarray, np.ndarray]:
     return run.steps["step"][rows], run.steps[column][rows]
 
 
+def typical(values: np.ndarray) -> float | None:
+    """Return the median of the finite values; None without any."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """Average over a centred window of a fortieth of the curve; gaps (NaN) do not spread."""
     window = max(1, len(values) // 40) | 1

@@ -59,6 +59,10 @@ class Inputs:
     evaluation: Evaluation
     stage_runs: Mapping[str, Mapping[str, Any]]
 
+    def run_of(self, folder: str) -> Mapping[str, Any]:
+        """Return what a stage's run.json says; nothing when it left none."""
+        return self.stage_runs.get(folder, {})
+
 
 def read_inputs(metrics_dir: Path) -> Inputs:
     """Read and check the metric files below `metrics_dir`.

@@ -166,6 +166,9 @@ def _pretraining_section(inputs: Inputs, *, looks: Palette) -> Section:
         _present(
             loss,
             tables.training_table(runs),
+            tables.step_table(
+                runs, stage_runs={r.name: inputs.run_of(f"pretrain/{r.name}") for r in runs}
+            ),
             events,
             figures_training.draw_optimization(runs, stage=stage, looks=looks),
             figures_training.draw_quantization(runs, stage=stage, looks=looks),
@@ -180,6 +183,7 @@ def _evolution_section(inputs: Inputs, *, looks: Palette) -> Section:
     if runs:
         items = _present(
             figures_training.draw_evolution_loss(runs, looks=looks),
+            tables.step_table(runs, stage_runs={r.name: inputs.run_of("evolve") for r in runs}),
             tables.event_table(runs),
             figures_training.draw_optimization(runs, stage=stage, looks=looks),
             figures_training.draw_quantization(runs, stage=stage, looks=looks),

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from trilith.files import FLIP_INTERVAL
-from trilith.reporting.curves import Run
+from trilith.files import FLIP_INTERVAL, STEP_PARTS
+from trilith.reporting.curves import Run, typical
 from trilith.reporting.findings import Models, Verdict, bytes_ratio, reference_of
 from trilith.reporting.inputs import Evaluation, Figures, Inputs, by_prefix, packed_parts
 
@@ -21,6 +21,8 @@ TRAINING_ROWS: tuple[tuple[str, str, float], ...] = (
     ("validation/loss_nats", "validation loss (nats per token)", 1),
     ("train/num_tokens", "tokens seen (count)", 1),
     ("train/num_steps", "optimizer steps (count)", 1),
+    ("train/result_step", "step of the resulting weights (count)", 1),
+    ("train/result_tokens", "tokens they have seen (count)", 1),
     ("model/num_parameters", "parameters (count)", 1),
     ("train/tokens_per_s", "speed (tokens/s)", 1),
     ("train/mfu", "MFU (0 to 1)", 1),
@@ -201,6 +203,42 @@ def training_table(runs: Sequence[Run]) -> Table:
             if any(key in run.metrics for run in runs)
         ),
     )
+
+
+def step_table(runs: Sequence[Run], *, stage_runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return what a step of each run costs: time by part, speed, use of the hardware, memory.
+
+    Args:
+        runs: the runs of a stage.
+        stage_runs: the run.json of each run's stage, by run name, for the peak that MFU assumes.
+    """
+    part_headers = (f"{part.removesuffix('_s').capitalize()} (ms)" for part in STEP_PARTS)
+    headers = ("Step (ms)", *part_headers, "Rest (ms)", "Tokens/s", "MFU (0 to 1)", "Memory (MB)")
+    peaks: dict[str, list[str]] = {}
+    for run in runs:
+        peaks.setdefault(str(stage_runs[run.name].get("peak", ABSENT)), []).append(run.name)
+    named = "; ".join(f"{peak} ({', '.join(names)})" for peak, names in peaks.items())
+    return Table(
+        title="Time and memory of a step",
+        columns=(Column("Run", "text"), *(Column(header) for header in headers)),
+        rows=tuple((run.name, *_step_cells(run)) for run in runs),
+        note="Medians over all optimizer steps; a part is summed over the micro-batches of a step, "
+        "the rest lies between the parts. Memory is the highest: tensors on a GPU, else the whole "
+        f"process. Peak for MFU: {named}.",
+    )
+
+
+def _step_cells(run: Run) -> list[str]:
+    steps = run.steps
+    parts = [steps[column] for column in STEP_PARTS]
+    rest = steps["step_s"] - sum(parts)
+    times = [typical(values) for values in (steps["step_s"], *parts, rest)]
+    return [
+        *(number(_scaled(time_s, factor=1000), digits=2) for time_s in times),
+        number(typical(steps["tokens_per_s"])),
+        number(typical(steps["mfu"]), digits=3),
+        number(float(steps["memory_bytes"].max()) / 1e6, digits=1),
+    ]
 
 
 def event_table(runs: Sequence[Run]) -> Table | None:

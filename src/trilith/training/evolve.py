@@ -228,14 +228,15 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
     metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
-    seen = before.provenance["num_tokens_seen"] + metrics["train/num_tokens"]
-    num_answers = job.num_steps * _batches_per_step(setting) * setting.config.answer_rows
-    provenance = before.provenance | {
+    num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
+    num_answers = num_steps * _batches_per_step(setting) * setting.config.answer_rows
+    seen = before.provenance
+    provenance = seen | {
         "name": job.name,
         "reference": job.reference,
-        "num_tokens_seen": seen,
-        "num_answers_seen": before.provenance.get("num_answers_seen", 0) + num_answers,
-        "num_steps": before.provenance["num_steps"] + job.num_steps,
+        "num_tokens_seen": seen["num_tokens_seen"] + num_tokens,
+        "num_answers_seen": seen.get("num_answers_seen", 0) + num_answers,
+        "num_steps": seen["num_steps"] + num_steps,
     }
     if is_first_process():
         result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)

@@ -25,9 +25,10 @@ from trilith.training.devices import SINGLE, TrainerConfig, require_devices, tra
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
-from trilith.training.resume import ResumeCallback, latest_checkpoint
+from trilith.training.resume import Best, DirectCheckpointIO, ResumeCallback, latest_checkpoint
 from trilith.training.sharding import copy_weights
 from trilith.training.stability import StabilityCallback, StabilityConfig
+from trilith.training.tracking import log_events
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 class TrainConfig:
     """What all training runs share. Intervals count optimizer steps.
 
-    A step takes `accumulate` batches of `micro_batch_size` windows on every device.
+    The resume state holds the last `keep_last` checkpoints and the weights of the best validation;
+    `result` says whose weights a run hands on. A step takes `accumulate` batches of
+    `micro_batch_size` windows on every device.
     """
 
     context: int
@@ -47,17 +50,16 @@ class TrainConfig:
     validate_every: int
     validation_batches: int
     checkpoint_every: int
+    keep_last: int
+    result: Literal["last", "best"]
     stability: StabilityConfig
 
     def __post_init__(self) -> None:
-        for key in ("context", "micro_batch_size", "accumulate", "validate_every"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"train.{key}={getattr(self, key)} must be at least 1")
-        if self.validation_batches < 1 or self.checkpoint_every < 1:
-            raise ValueError(
-                f"train.validation_batches={self.validation_batches} and checkpoint_every="
-                f"{self.checkpoint_every} must be at least 1"
-            )
+        for key, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"train.{key}={value} must be at least 1")
+        if self.result not in ("last", "best"):
+            raise ValueError(f"train.result={self.result!r} is not known; choose last or best")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
                 f"train.precision={self.precision!r} is not known; choose 32-true or bf16-mixed"
@@ -94,6 +96,9 @@ class RunPlace(NamedTuple):
 def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace) -> dict[str, Any]:
     """Train the model in place; write curves; return flat metrics.
 
+    `train/result_step` and `train/result_tokens` are those of the weights that the model ends with,
+    and `validation/loss_nats` is their loss; all else is of the whole run.
+
     On several devices every process runs this, and ends with the same model and metrics; the first
     one writes. An earlier unfinished run with the same `resume_dir` goes on where it was saved. The
     folder stays: whoever called removes it once the model is safe on disk.
@@ -103,18 +108,12 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         KeyboardInterrupt: the user stopped it; the same command goes on from the last save.
     """
     started = time.perf_counter()
-    num_ranks = place.trainer.world_size
     _check_devices(config, place.trainer)
     module = LanguageModule(
         model, objective=plan.objective, recipe=plan.recipe, num_steps=plan.num_steps
     )
-    curves = CurveRecorder(
-        tokens_per_step=config.tokens_per_step * num_ranks,
-        flops_per_token=training_flops_per_token(model, config.context),
-        peak_flops=place.peak_flops * num_ranks,
-    )
-    stability = StabilityCallback(config.stability, alert=_alert(place.wandb_run))
-    trainer = _trainer(plan, config, place, [curves, stability])
+    curves, stability, resume = watchers = _watchers(model, plan, config, place)
+    trainer = _trainer(plan, config, place, watchers)
     batches, held_out = _loaders(plan, config, trainer)
     checkpoint = latest_checkpoint(place.resume_dir)
     if checkpoint is not None:
@@ -122,7 +121,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     try:
         with accelerated(model, config.acceleration, trainer.strategy.root_device):
             trainer.fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=False)
-            if curves.validations[-1]["step"] < plan.num_steps:
+            if curves.validations[-1]["step"] < trainer.global_step:
                 trainer.validate(module, held_out, verbose=False)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; the stage reports it as what it is.
@@ -130,12 +129,42 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     finally:
         if trainer.is_global_zero:
             _write_curves(place.metrics_dir, curves, stability)
+            log_events(place.wandb_run, stability.events)
+    best = resume.load_best(module) if config.result == "best" else None
     if module.model is not model:
         copy_weights(module.model, model)
     model.eval()
+    metrics = _metrics(plan, curves, stability, best)
     wall_s = time.perf_counter() - started
-    metrics = _metrics(plan, curves, stability)
     return metrics | {"hardware/peak_flops": curves.peak_flops, "wall_s": wall_s}
+
+
+class _Watchers(NamedTuple):
+    """What looks on while a model trains, in this order."""
+
+    curves: CurveRecorder
+    stability: StabilityCallback
+    resume: ResumeCallback
+
+
+def _watchers(model: Transformer, plan: Plan, config: TrainConfig, place: RunPlace) -> _Watchers:
+    num_ranks = place.trainer.world_size
+    curves = CurveRecorder(
+        tokens_per_step=config.tokens_per_step * num_ranks,
+        flops_per_token=training_flops_per_token(model, config.context),
+        peak_flops=place.peak_flops * num_ranks,
+    )
+    resume = ResumeCallback(
+        place.resume_dir,
+        every=config.checkpoint_every,
+        validate_every=_validate_every(plan, config),
+        keep_last=config.keep_last,
+    )
+    return _Watchers(curves, StabilityCallback(config.stability, _alert(place.wandb_run)), resume)
+
+
+def _validate_every(plan: Plan, config: TrainConfig) -> int:
+    return min(config.validate_every, plan.num_steps)
 
 
 class _Loaders(NamedTuple):
@@ -147,7 +176,8 @@ class _Loaders(NamedTuple):
 
 def _loaders(plan: Plan, config: TrainConfig, trainer: lightning.Trainer) -> _Loaders:
     rank, num_ranks = trainer.global_rank, trainer.world_size
-    num_batches = plan.num_steps * config.accumulate
+    # Enough for the steps that rollbacks may undo, too; the run ends by its count of steps.
+    num_batches = (plan.num_steps + config.stability.max_lost_steps) * config.accumulate
     num_held_out = config.validation_batches
     return _Loaders(
         PositionLoader(plan.batches, num_batches=num_batches, rank=rank, num_ranks=num_ranks),
@@ -173,11 +203,10 @@ def _quiet_lightning() -> None:
 
 
 def _trainer(
-    plan: Plan, config: TrainConfig, place: RunPlace, callbacks: list[lightning.Callback]
+    plan: Plan, config: TrainConfig, place: RunPlace, watchers: _Watchers
 ) -> lightning.Trainer:
     _quiet_lightning()
     lightning.seed_everything(place.seed, verbose=False)
-    validate_every = min(config.validate_every, plan.num_steps)
     return lightning.Trainer(
         **trainer_arguments(place.trainer),
         precision=config.precision,
@@ -185,16 +214,12 @@ def _trainer(
         max_steps=plan.num_steps,
         max_epochs=1,
         accumulate_grad_batches=config.accumulate,
-        val_check_interval=validate_every * config.accumulate,
+        val_check_interval=_validate_every(plan, config) * config.accumulate,
         num_sanity_val_steps=0,
         logger=WandbLogger(experiment=place.wandb_run),
-        callbacks=[
-            *callbacks,
-            ResumeCallback(
-                place.resume_dir, every=config.checkpoint_every, validate_every=validate_every
-            ),
-            StepBar(place.name),
-        ],
+        callbacks=[*watchers, StepBar(place.name, watchers.curves)],
+        profiler=watchers.curves.clock,
+        plugins=DirectCheckpointIO(),
         log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -203,21 +228,27 @@ def _trainer(
     )
 
 
-def _metrics(plan: Plan, curves: CurveRecorder, stability: StabilityCallback) -> dict[str, Any]:
-    tail = curves.steps[-max(1, len(curves.steps) // 20) :]
+def _metrics(
+    plan: Plan, curves: CurveRecorder, stability: StabilityCallback, best: Best | None
+) -> dict[str, Any]:
+    result = best or Best(curves.steps[-1]["step"], curves.validations[-1]["loss_nats"])
+    undone = {fault.step for fault in stability.faults}
+    tail = [row for row in curves.steps if row["step"] not in undone]
+    tail = tail[-max(1, len(tail) // 20) :]
     last_signals: dict[str, Any] = next(
         (row for row in reversed(curves.steps) if "flip_rate" in row), {}
     )
     metrics = {
         "train/loss_nats": _mean(tail, "loss_nats"),
-        "validation/loss_nats": curves.validations[-1]["loss_nats"],
+        "validation/loss_nats": result.loss_nats,
         "train/tokens_per_s": _median(curves.steps, "tokens_per_s"),
         "train/mfu": _median(curves.steps, "mfu"),
         "train/num_tokens": curves.steps[-1]["tokens"],
         "train/num_steps": plan.num_steps,
-        "stability/num_spikes": sum(event["kind"] == "spike" for event in stability.events),
-        "stability/num_rollbacks": stability.num_rollbacks,
+        "train/result_step": result.step,
+        "train/result_tokens": result.step * curves.tokens_per_step,
     }
+    metrics |= {f"stability/{name}": count for name, count in stability.num_events().items()}
     return metrics | {
         f"quant/{key}": last_signals[key]
         for key in ("zero_share", "flip_rate")

@@ -52,9 +52,11 @@ def next_token_objective(model: Transformer, batch: Batch, *, z_loss: float = 0.
 class LanguageModule(lightning.LightningModule):
     """Trains `model`. Learning rate and decay are set from the step, so nothing else keeps them.
 
-    `lr_factor` is the stability callback's hand on the learning rate. `loss_nats` and `grad_norm`
-    are those of the last optimizer step, over all its micro-batches on all devices: every process
-    has the same. Where weights are sharded `model` becomes a sharded copy of the given one.
+    `lr_factor` is the stability callback's hand on the learning rate, `num_lost_steps` its hand on
+    the position in the recipe: steps that a rollback has undone do not count. `loss_nats` and
+    `grad_norm` are those of the last optimizer step, over all its micro-batches on all devices:
+    every process has the same. Where weights are sharded `model` becomes a sharded copy of the
+    given one.
     """
 
     def __init__(
@@ -66,10 +68,16 @@ class LanguageModule(lightning.LightningModule):
         self.recipe = recipe
         self.num_steps = num_steps
         self.lr_factor = 1.0
+        self.num_lost_steps = 0
         self.micro_losses: list[Tensor] = []
         self.loss_nats = torch.tensor(torch.nan)
         self.grad_norm = torch.tensor(torch.nan)
         self.learning_rate = 0.0
+
+    @property
+    def recipe_step(self) -> int:
+        """Position in the recipe: optimizer steps whose effect is still in the weights."""
+        return self.global_step - self.num_lost_steps
 
     def configure_model(self) -> None:
         # Only the sharding strategy makes a mesh; Lightning calls this for each fit and validate.
@@ -91,7 +99,7 @@ class LanguageModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if not starts_step(self.trainer, batch_idx):
             return
-        step = self.global_step
+        step = self.recipe_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
         start_quantized_step(self.model, step=step, num_steps=self.num_steps, recipe=self.recipe)
         optimizer = self.optimizers()

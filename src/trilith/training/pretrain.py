@@ -84,8 +84,8 @@ def pretrain(
     provenance = {
         "name": place.name,
         "reference": "dense",
-        "num_tokens_seen": metrics["train/num_tokens"],
-        "num_steps": plan.num_steps,
+        "num_tokens_seen": metrics["train/result_tokens"],
+        "num_steps": metrics["train/result_step"],
         "seed": place.seed,
     }
     if is_first_process():

@@ -5,14 +5,16 @@ from typing import Any
 import lightning
 from tqdm import tqdm
 
-from trilith.training.module import LanguageModule, ends_step
+from trilith.training.curves import CurveRecorder
+from trilith.training.module import ends_step
 
 
 class StepBar(lightning.Callback):
     """A bar over optimizer steps; it goes on from the step where a resumed run starts."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, curves: CurveRecorder) -> None:
         self.name = name
+        self.curves = curves
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -33,10 +35,13 @@ class StepBar(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        assert self.bar is not None and isinstance(module, LanguageModule)
-        if not ends_step(trainer, batch_idx):
+        assert self.bar is not None
+        if self.bar.disable or not ends_step(trainer, batch_idx):
             return
-        shown = {"loss": f"{float(module.loss_nats):.3f}"}
+        # The newest complete row, not the module's loss: reading that would wait for the device.
+        shown = {}
+        if self.curves.steps:
+            shown["loss"] = f"{self.curves.steps[-1]['loss_nats']:.3f}"
         if "validation/loss_nats" in trainer.callback_metrics:
             shown["validation"] = f"{float(trainer.callback_metrics['validation/loss_nats']):.3f}"
         self.bar.set_postfix(shown, refresh=False)

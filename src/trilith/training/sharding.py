@@ -6,7 +6,6 @@ share. The scales of BitLinear are buffers: whole, and the same in every process
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +80,3 @@ def share_like(whole: Tensor, sharded: Tensor) -> Tensor:
         return whole
     # No source rank: nothing is sent.
     return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
-
-
-def is_sharded(state: Any) -> bool:
-    """True if a state dict holds shares of tensors."""
-    if isinstance(state, dict):
-        return any(is_sharded(value) for value in state.values())
-    return isinstance(state, DTensor)

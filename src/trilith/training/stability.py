@@ -1,84 +1,50 @@
-"""Spikes: seen within a step, undone by a rollback in the same process, answered by a lower LR."""
+"""Faults: seen within a step, undone by a rollback in the same process, answered by a lower LR."""
 
-import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
 
+from trilith.training.detector import (
+    SIGNALS,
+    Detector,
+    Fault,
+    StabilityConfig,
+    diagnosis,
+)
 from trilith.training.module import LanguageModule, ends_step, starts_step
-from trilith.training.sharding import is_sharded
-
-# Turns a median absolute deviation into the standard deviation of a Gaussian.
-_MAD_TO_SIGMA = 1.4826
-# A run of equal losses must not make every small change a spike.
-_MIN_SIGMA = 0.01
-
-
-@dataclass(frozen=True)
-class StabilityConfig:
-    """When a loss is a spike, and what is done about it. Windows and intervals count steps."""
-
-    window: int
-    min_history: int
-    spike_sigmas: float
-    snapshot_every: int
-    lr_factor: float
-    recovery_steps: int
-    max_rollbacks: int
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.min_history <= self.window:
-            raise ValueError(
-                f"stability.min_history={self.min_history} must lie in 2..window={self.window}"
-            )
-        if not 0 < self.lr_factor <= 1 or self.recovery_steps < 1 or self.snapshot_every < 1:
-            raise ValueError(
-                f"stability: lr_factor={self.lr_factor} must lie in (0, 1], recovery_steps="
-                f"{self.recovery_steps} and snapshot_every={self.snapshot_every} be at least 1"
-            )
-
-
-class SpikeDetector:
-    """Robust z-score of the loss over the last steps; NaN and infinity at once."""
-
-    def __init__(self, config: StabilityConfig) -> None:
-        self.config = config
-        self.losses: deque[float] = deque(maxlen=config.window)
-
-    def check(self, loss_nats: float, grad_norm: float) -> str | None:
-        """Say why this step is bad, or take its loss into the window and return None."""
-        if not math.isfinite(loss_nats) or not math.isfinite(grad_norm):
-            return f"loss {loss_nats}, gradient norm {grad_norm}"
-        if len(self.losses) >= self.config.min_history:
-            center = median(self.losses)
-            deviation = median(abs(loss - center) for loss in self.losses)
-            sigmas = (loss_nats - center) / max(_MIN_SIGMA, _MAD_TO_SIGMA * deviation)
-            if sigmas > self.config.spike_sigmas:
-                return f"loss {loss_nats:.3f} is {sigmas:.1f} sigmas above {center:.3f}"
-        self.losses.append(loss_nats)
-        return None
+from trilith.training.signals import Codes, Reading, WeightWatch
+from trilith.training.snapshot import Snapshot, restore, take_snapshot
 
 
 class StabilityCallback(lightning.Callback):
-    """Keeps a good snapshot on the CPU; after a spike restores it and skips the bad batches.
+    """Keeps a good snapshot on the CPU; after a fault restores it and skips the bad batches.
 
-    `alert` gets a title and a text for every event. Events and the window survive a resume.
+    Weights, optimizer, random generators and the position in the recipe go back; the data go on,
+    so what was read since the snapshot is not read again, and the run gets the lost steps back at
+    its end. On a GPU the signals of a step are checked one step later, so that the host never
+    waits; a snapshot counts as good once the step before it has been checked.
+
+    `alert` gets a title and a text for every event. Events, windows and snapshots survive a resume;
+    where weights are sharded each process has but its part of a snapshot, and a new one is taken.
     """
 
     def __init__(self, config: StabilityConfig, alert: Callable[[str, str], None]) -> None:
         self.config = config
         self.alert = alert
-        self.detector = SpikeDetector(config)
+        self.detector = Detector(config)
         self.events: list[dict[str, Any]] = []
+        self.faults: list[Fault] = []
         self.num_rollbacks = 0
+        self.num_lost_steps = 0
         self.last_cut_step: int | None = None
-        self.snapshot: dict[str, Any] | None = None
+        self.snapshot: Snapshot | None = None
+        self._candidate: Snapshot | None = None
+        self._unchecked: deque[Reading] = deque()
+        self._watch: WeightWatch | None = None
+        self._codes: Codes | None = None
 
     def on_train_batch_start(
         self,
@@ -90,14 +56,37 @@ class StabilityCallback(lightning.Callback):
         assert isinstance(module, LanguageModule)
         if not starts_step(trainer, batch_idx):
             return
-        step = trainer.global_step
-        share = module.recipe.quantized_share
-        if step and share(step - 1, module.num_steps) != share(step, module.num_steps):
-            # The loss jumps when the weights first go on the grid: losses before say nothing.
-            self.detector.losses.clear()
-        if step % self.config.snapshot_every == 0 or self.snapshot is None:
-            self.snapshot = _copy_to_cpu(_state(trainer, module))
-        module.lr_factor = self._lr_factor(step)
+        module.num_lost_steps = self.num_lost_steps
+        module.lr_factor = self._lr_factor(trainer.global_step)
+        if _moves_to_grid(module):
+            # The loss jumps when weights go on the grid: what was before says nothing.
+            self.detector.forget()
+        if self._watch is None:
+            self._watch = WeightWatch(module.model, codes=self._codes)
+            if self._watch.is_sharded:
+                # An earlier process may have held the whole weights.
+                self.snapshot = self._candidate = None
+        self._watch.arm()
+        if trainer.global_step % self.config.snapshot_every == 0 or self.snapshot is None:
+            self._candidate = take_snapshot(
+                module.model,
+                trainer.optimizers[0],
+                step=trainer.global_step,
+                recipe_step=module.recipe_step,
+            )
+            # After the resume of a sharded run there is none to keep until this one is checked.
+            is_good = not self._unchecked or self.snapshot is None
+            self._accept_candidate(trainer.global_step if is_good else 0)
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: Any
+    ) -> None:
+        assert self._watch is not None and isinstance(module, LanguageModule)
+        if _leaves_dense(module):
+            # Learned scales, which are weights, were fitted at the start of this step.
+            self._watch.disarm()
+            self._watch.arm()
+        self._watch.look()
 
     def on_train_batch_end(
         self,
@@ -107,33 +96,107 @@ class StabilityCallback(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        assert isinstance(module, LanguageModule)
+        assert isinstance(module, LanguageModule) and self._watch is not None
         if not ends_step(trainer, batch_idx):
             return
-        reason = self.detector.check(float(module.loss_nats), float(module.grad_norm))
-        if reason is None:
-            return
         step = trainer.global_step
-        self._record(step, "spike", reason)
+        reading = self._watch.read(
+            step,
+            loss_nats=module.loss_nats,
+            grad_norm=module.grad_norm,
+            lr_factor=module.lr_factor,
+            with_grid=step % self.config.grid_every == 0,
+        )
+        self._unchecked.append(reading)
+        is_last = step >= trainer.max_steps
+        while len(self._unchecked) > (0 if is_last else check_delay(module.device)):
+            oldest = self._unchecked.popleft()
+            fault = self.detector.check(oldest.step, *oldest.signals())
+            if fault is not None:
+                self._answer(fault, trainer, module)
+                return
+            self._accept_candidate(oldest.step)
+
+    def num_events(self) -> dict[str, int]:
+        """Count spikes, rollbacks and stops, and the spikes by their signal."""
+        kinds = {
+            f"num_{kind}s": sum(event["kind"] == kind for event in self.events)
+            for kind in ("spike", "rollback", "stop")
+        }
+        return kinds | {
+            f"num_{signal}": sum(fault.signal == signal for fault in self.faults)
+            for signal in SIGNALS
+        }
+
+    def on_load_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        # Before Lightning asks whether the run is over: lost steps have made it longer.
+        lost = checkpoint["callbacks"][self.state_key]["num_lost_steps"]
+        _lengthen(trainer, module, num_lost_steps=lost)
+
+    def state_dict(self) -> dict[str, Any]:
+        is_whole = self._watch is None or not self._watch.is_sharded
+        return {
+            "detector": self.detector.state_dict(),
+            "events": self.events,
+            "faults": [tuple(fault) for fault in self.faults],
+            "num_rollbacks": self.num_rollbacks,
+            "num_lost_steps": self.num_lost_steps,
+            "last_cut_step": self.last_cut_step,
+            "snapshot": self.snapshot if is_whole else None,
+            "candidate": self._candidate if is_whole else None,
+            "unchecked": [(reading.step, reading.fetch()) for reading in self._unchecked],
+            "codes": self._watch.codes if self._watch is not None and is_whole else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state_dict["detector"])
+        self.events = state_dict["events"]
+        self.faults = [Fault(*fault) for fault in state_dict["faults"]]
+        self.num_rollbacks = state_dict["num_rollbacks"]
+        self.num_lost_steps = state_dict["num_lost_steps"]
+        self.last_cut_step = state_dict["last_cut_step"]
+        self.snapshot = state_dict["snapshot"]
+        self._candidate = state_dict["candidate"]
+        self._unchecked = deque(
+            Reading(step, values, None) for step, values in state_dict["unchecked"]
+        )
+        self._codes = state_dict["codes"]
+
+    def _accept_candidate(self, last_good_step: int) -> None:
+        candidate = self._candidate
+        if candidate is not None and candidate.step <= last_good_step:
+            self.snapshot, self._candidate = candidate, None
+
+    def _answer(self, fault: Fault, trainer: lightning.Trainer, module: LanguageModule) -> None:
+        self.faults.append(fault)
+        self._record(fault.step, "spike", f"{fault.signal}: {fault.detail}")
         if self.num_rollbacks >= self.config.max_rollbacks:
-            self._record(step, "stop", f"{self.num_rollbacks} rollbacks did not help")
+            told = diagnosis(self.faults)
+            self._record(trainer.global_step, "stop", told)
             raise ValueError(
-                f"training is unstable: at step {step} {reason}, after {self.num_rollbacks} "
-                "rollbacks (stability.max_rollbacks); lower recipe.peak_lr or check the data"
+                f"training is unstable: {self.num_rollbacks} rollbacks (stability.max_rollbacks) "
+                f"did not help; {told}"
             )
         self._roll_back(trainer, module)
 
     def _roll_back(self, trainer: lightning.Trainer, module: LanguageModule) -> None:
-        assert self.snapshot is not None
-        module.model.load_state_dict(self.snapshot["model"])
-        trainer.optimizers[0].load_state_dict(_copy_to_cpu(self.snapshot["optimizer"]))
-        torch.set_rng_state(self.snapshot["rng"])
+        assert self.snapshot is not None and self._watch is not None
+        step = trainer.global_step
+        restore(self.snapshot, module.model, trainer.optimizers[0])
+        self._watch.disarm()
+        self._unchecked.clear()
+        self._candidate = None
         self.num_rollbacks += 1
-        self.last_cut_step = trainer.global_step
-        self._record(
-            trainer.global_step, "rollback", f"to the state of step {self.snapshot['step']}"
-        )
-        self._record(trainer.global_step, "lr_cut", f"learning rate times {self.config.lr_factor}")
+        self.num_lost_steps = step - self.snapshot.recipe_step
+        _lengthen(trainer, module, num_lost_steps=self.num_lost_steps)
+        self.last_cut_step = step
+        self._record(step, "rollback", f"to the state of step {self.snapshot.step}")
+        self._record(step, "lr_cut", f"learning rate times {self.config.lr_factor}")
 
     def _lr_factor(self, step: int) -> float:
         if self.last_cut_step is None:
@@ -145,39 +208,31 @@ class StabilityCallback(lightning.Callback):
         self.events.append({"step": step, "kind": kind, "detail": detail})
         self.alert(f"{kind} at step {step}", detail)
 
-    def state_dict(self) -> dict[str, Any]:
-        # One process saves for all, and has only its share: a resumed run takes a new snapshot.
-        snapshot = None if is_sharded(self.snapshot) else self.snapshot
-        return {
-            "losses": list(self.detector.losses),
-            "events": self.events,
-            "num_rollbacks": self.num_rollbacks,
-            "last_cut_step": self.last_cut_step,
-            "snapshot": snapshot,
-        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.detector.losses.extend(state_dict["losses"])
-        self.events = state_dict["events"]
-        self.num_rollbacks = state_dict["num_rollbacks"]
-        self.last_cut_step = state_dict["last_cut_step"]
-        self.snapshot = state_dict["snapshot"]
+def check_delay(device: torch.device) -> int:
+    """Steps between a step and the check of its signals: where none has to be waited for, 0."""
+    return 1 if device.type == "cuda" else 0
 
 
-def _state(trainer: lightning.Trainer, module: LanguageModule) -> dict[str, Any]:
-    return {
-        "model": module.model.state_dict(),
-        "optimizer": trainer.optimizers[0].state_dict(),
-        "rng": torch.get_rng_state(),
-        "step": trainer.global_step,
-    }
+def _moves_to_grid(module: LanguageModule) -> bool:
+    """True where the weights of this step are nearer to their grid than those of the last one."""
+    last, now = _shares(module)
+    return last != now
 
 
-def _copy_to_cpu(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copy_to_cpu(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_copy_to_cpu(value) for value in state)
-    return state
+def _leaves_dense(module: LanguageModule) -> bool:
+    last, now = _shares(module)
+    return last == 0 < now
+
+
+def _shares(module: LanguageModule) -> tuple[float, float]:
+    """How far weights were on their grid in the last step, and are in this one."""
+    step, share = module.recipe_step, module.recipe.quantized_share
+    return share(max(0, step - 1), module.num_steps), share(step, module.num_steps)
+
+
+def _lengthen(
+    trainer: lightning.Trainer, module: lightning.LightningModule, *, num_lost_steps: int
+) -> None:
+    assert isinstance(module, LanguageModule)
+    trainer.fit_loop.epoch_loop.max_steps = module.num_steps + num_lost_steps

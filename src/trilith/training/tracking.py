@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import wandb
 
+from trilith.files import EVENT_COLUMNS
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -50,3 +52,11 @@ def start_run(
         run.define_metric(name_pattern, step_metric="train/step")
     run.define_metric("train/loss_nats", summary="min", step_metric="train/step")
     return run
+
+
+def log_events(run: wandb.Run, events: list[dict[str, Any]]) -> None:
+    """Log the events of a run as the table `stability/events`; nothing where nothing happened."""
+    if not events:
+        return
+    rows = [[event[column] for column in EVENT_COLUMNS] for event in events]
+    run.log({"stability/events": wandb.Table(columns=list(EVENT_COLUMNS), data=rows)})
