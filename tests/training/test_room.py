@@ -13,7 +13,7 @@ from trilith import hardware
 from trilith.model import Checkpoint, ModelConfig, build_model, save_checkpoint
 from trilith.training.fit import Plan, RunPlace, fit
 from trilith.training.memory import TrainingSetup, state_bytes
-from trilith.training.resume import NUM_KEPT, checkpoints
+from trilith.training.resume import checkpoints
 from trilith.training.room import Need, require_room, resume_bytes, warn_of_memory
 
 WIDE = ModelConfig("wide", 400, 128, 2, 4, 2, "swiglu", 320, 64, 1e4, 1e-6, True, True, True)
@@ -41,19 +41,21 @@ def test_folders_on_one_disk_count_together(tmp_path: Path) -> None:
 
 
 def test_a_resume_state_is_as_large_as_planned(plan: Plan, place: RunPlace) -> None:
-    model = build_model(WIDE, TERNARY)
     # Long enough for a snapshot that holds moments; there are none at the first step.
-    config = replace(TRAIN, checkpoint_every=4)
-    fit(model, plan=plan._replace(num_steps=8), config=config, place=place)
+    config = replace(TRAIN, checkpoint_every=4, validate_every=4, keep_last=1)
+    fit(build_model(WIDE, TERNARY), plan=plan._replace(num_steps=8), config=config, place=place)
     state = state_bytes(WIDE, quant=TERNARY, optimizer=RECIPE.optimizer)
+    best = next(place.resume_dir.glob("best-*.ckpt")).stat().st_size
     newest = checkpoints(place.resume_dir)[-1].stat().st_size
     empty = place.resume_dir / "empty"
-    planned = resume_bytes(state, empty, num_saves=1)
-    assert planned == pytest.approx(newest, rel=0.05)
-    assert resume_bytes(state, empty, num_saves=0) == 0
-    assert resume_bytes(state, empty, num_saves=99) == (NUM_KEPT + 1) * planned
-    there = sum(path.stat().st_size for path in checkpoints(place.resume_dir))
-    assert resume_bytes(state, place.resume_dir, num_saves=99) == 3 * planned - there
+
+    def planned(folder: Path, num_steps: int) -> int:
+        return resume_bytes(state, folder, num_steps=num_steps, config=config)
+
+    assert planned(empty, 3) == pytest.approx(2 * best, rel=0.05)
+    assert planned(empty, 4) == pytest.approx(newest + 2 * best, rel=0.05)
+    assert planned(empty, 99) == pytest.approx(2 * newest + 2 * best, rel=0.05)
+    assert planned(place.resume_dir, 99) == planned(empty, 99) - newest - best
 
 
 def test_a_result_is_as_large_as_planned(tmp_path: Path) -> None:
