@@ -110,10 +110,9 @@ def find_peak(config: HardwareConfig) -> Peak:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         try:
-            device = device_named(name)
+            flops = device_named(name).peak_tflops * 1e12
         except ValueError as error:
             raise ValueError(f"{error}; or set hardware.peak_tflops") from None
-        flops = device.peak_tflops * 1e12
         return Peak(flops, f"{name} bf16 {_tflops(flops)}, data sheet")
     flops = measured_matmul_flops()
     return Peak(flops, f"float32 matmul {_tflops(flops)}, measured")
@@ -151,13 +150,13 @@ def measured_matmul_flops(num_repeats: int = 20) -> float:
     return 2 * _MATMUL_SIZE**3 / fastest_s
 
 
-def _tflops(flops: float) -> str:
-    return f"{flops / 1e12:.3g} TFLOP/s"
-
-
 def _plain(name: str) -> str:
     words = re.findall(r"[a-z0-9]+", name.lower())
     return "".join(word for word in words if word not in ("nvidia", "geforce"))
+
+
+def _tflops(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s"
 
 
 def _cpu_name() -> str:

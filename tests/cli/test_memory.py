@@ -1,6 +1,9 @@
 """`trilith memory`: figures that add up, choices that have an effect, errors in one line."""
 
+import contextlib
+import io
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,15 +36,18 @@ def _table(out: str, title: str) -> dict[str, list[float]]:
     }
 
 
-def _training(capsys: Capture, *choices: str) -> dict[str, float]:
-    code, out, err = _run(capsys, *choices)
-    assert (code, err) == (0, "")
-    return {name: cells[0] for name, cells in _table(out, "training").items()}
+@cache
+def _output(*choices: str) -> str:
+    """What the command prints; many tests compare with the same few runs."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["memory", *choices]) == 0
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("choices", [[], ["device=h200"], ["variant=dense"]], ids=str)
-def test_parts_add_up_to_the_total(capsys: Capture, choices: list[str]) -> None:
-    _, out, _ = _run(capsys, "model=micro", *choices)
+def test_parts_add_up_to_the_total(choices: list[str]) -> None:
+    out = _output("model=micro", *choices)
     for title in ("training", "generation"):
         table = _table(out, title)
         for total, *cells in zip(table.pop("total"), *table.values(), strict=True):
@@ -78,10 +84,10 @@ def test_tritters_plan_fits_16_gb_with_a_cache_of_8_bits_and_short_prompts(capsy
         ("device=cpu", "snapshot"),
     ],
 )
-def test_a_choice_changes_its_part(capsys: Capture, choice: str, part: str) -> None:
-    device = "device=l4"
-    before = _training(capsys, "model=nano", device)
-    after = _training(capsys, "model=nano", choice, *([] if "device" in choice else [device]))
+def test_a_choice_changes_its_part(choice: str, part: str) -> None:
+    base = ("model=nano", "device=l4")
+    changed = ("model=nano", choice) if "device" in choice else (*base, choice)
+    before, after = (_table(_output(*choices), "training") for choices in (base, changed))
     assert after[part] != before[part]
 
 
@@ -98,10 +104,9 @@ def test_a_choice_changes_its_part(capsys: Capture, choice: str, part: str) -> N
         ("variant=dense", "packed file"),
     ],
 )
-def test_a_choice_changes_generation(capsys: Capture, choice: str, row: str) -> None:
-    base = ["model=nano", "device=l4"]
-    before = _table(_run(capsys, *base)[1], "generation")
-    after = _table(_run(capsys, *base, choice)[1], "generation")
+def test_a_choice_changes_generation(choice: str, row: str) -> None:
+    base = ("model=nano", "device=l4")
+    before, after = (_table(_output(*choices), "generation") for choices in (base, (*base, choice)))
     assert before[row] != after[row]
 
 

@@ -41,7 +41,7 @@ OPTIONS = [
     ("train.micro_batch_size=100000", "and a batch needs 100000; use a larger corpus"),
     ("train.accumulate=100000", "on 1 devices, 400000 windows, and the training split has"),
     ("train.context=1000000 model.context=1000000", "tokens hold 0 windows of context=1000000"),
-    ("pretrain.dense.recipe.peak_lr=.nan", "recipe.peak_lr=nan must be positive and finite"),
+    ("pretrain.dense.recipe.peak_lr=nan", "recipe.peak_lr=nan must be positive and finite"),
     ("pretrain.dense.recipe.warmup_steps=7", "warmup_steps=7 are more than the 6 steps"),
     ("model.width=1000000 model.mlp_width=1000000", "bytes and"),
 ]

@@ -41,21 +41,21 @@ def test_folders_on_one_disk_count_together(tmp_path: Path) -> None:
 
 
 def test_a_resume_state_is_as_large_as_planned(plan: Plan, place: RunPlace) -> None:
-    model = build_model(WIDE, TERNARY)
     # Long enough for a snapshot that holds moments; there are none at the first step.
-    config = replace(TRAIN, checkpoint_every=4)
-    fit(model, plan=plan._replace(num_steps=8), config=config, place=place)
+    config = replace(TRAIN, checkpoint_every=4, validate_every=4, keep_last=1)
+    fit(build_model(WIDE, TERNARY), plan=plan._replace(num_steps=8), config=config, place=place)
     state = state_bytes(WIDE, quant=TERNARY, optimizer=RECIPE.optimizer)
+    best = next(place.resume_dir.glob("best-*.ckpt")).stat().st_size
     newest = checkpoints(place.resume_dir)[-1].stat().st_size
     empty = place.resume_dir / "empty"
-    best = 2 * state.weights
-    planned = resume_bytes(state, empty, num_saves=1, keep_last=2) - best
-    assert planned == pytest.approx(newest, rel=0.05)
-    assert resume_bytes(state, empty, num_saves=0, keep_last=2) == best
-    assert resume_bytes(state, empty, num_saves=99, keep_last=2) == 3 * planned + best
-    there = sum(path.stat().st_size for path in checkpoints(place.resume_dir))
-    rest = resume_bytes(state, place.resume_dir, num_saves=99, keep_last=2)
-    assert rest == 3 * planned + best - there
+
+    def planned(folder: Path, num_steps: int) -> int:
+        return resume_bytes(state, folder, num_steps=num_steps, config=config)
+
+    assert planned(empty, 3) == pytest.approx(2 * best, rel=0.05)
+    assert planned(empty, 4) == pytest.approx(newest + 2 * best, rel=0.05)
+    assert planned(empty, 99) == pytest.approx(2 * newest + 2 * best, rel=0.05)
+    assert planned(place.resume_dir, 99) == planned(empty, 99) - newest - best
 
 
 def test_a_result_is_as_large_as_planned(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _describe_training(setup: "TrainingSetup", target: Target) -> str:
     total = sum(parts.values())
     title = (
         f"training: {setup.batch_size} x {setup.context:,} tokens at once, {setup.precision}, "
-        f"{setup.optimizer}"
+        f"{setup.optimizer}, on one device, not compiled"
     )
     lines = [title, format_table(size_rows(columns, totals=[total])), _verdict(total, target)]
     return "\n".join(lines + (_training_help(setup, target) if total > target.memory_bytes else []))

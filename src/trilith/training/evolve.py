@@ -193,11 +193,10 @@ def _needs(setting: _Setting, out_dir: Path) -> list[Need]:
     resume, results = 0, 0
     for job in _jobs(config, EVOLVED) + _jobs(config, CONTROL):
         state = state_bytes(model, quant=job.quant, optimizer=config.recipe.optimizer)
-        num_saves = job.num_steps // setting.train.checkpoint_every
-        needed = resume_bytes(
-            state, folder / job.name, num_saves=num_saves, keep_last=setting.train.keep_last
+        phase = resume_bytes(
+            state, folder / job.name, num_steps=job.num_steps, config=setting.train
         )
-        resume = max(resume, needed)
+        resume = max(resume, phase)
         results += state.weights
     finished = sum(path.stat().st_size for path in folder.glob("finished/*/model.safetensors"))
     return [Need(folder, resume + max(0, results - finished)), Need(out_dir, results)]

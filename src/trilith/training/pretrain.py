@@ -205,14 +205,12 @@ def _check_resources(
     """Refuse a run that the disk cannot hold; warn of one that the memory may not."""
     optimizer = plan.twin.recipe.optimizer
     state = state_bytes(plan.model, quant=plan.twin.quant, optimizer=optimizer)
-    num_saves = plan.num_steps // config.checkpoint_every
     if is_first_process():
-        resume = resume_bytes(
-            state, place.resume_dir, num_saves=num_saves, keep_last=config.keep_last
-        )
-        require_room([Need(place.resume_dir, resume), Need(out_dir, state.weights)])
-    if place.trainer.strategy != "fsdp":
-        warn_of_memory(_setup(plan, config), name=place.name)
+        folder = place.resume_dir
+        resume = resume_bytes(state, folder, num_steps=plan.num_steps, config=config)
+        require_room([Need(folder, resume), Need(out_dir, state.weights)])
+        if place.trainer.strategy != "fsdp":
+            warn_of_memory(_setup(plan, config), name=place.name)
 
 
 def _setup(plan: PretrainPlan, config: TrainConfig) -> TrainingSetup:

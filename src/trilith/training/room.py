@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from trilith.hardware import OVERHEAD_BYTES, host_memory_bytes
+from trilith.training.fit import TrainConfig
 from trilith.training.memory import StateBytes, TrainingSetup, plan_training
-from trilith.training.resume import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,16 @@ def require_room(needs: Sequence[Need]) -> None:
             )
 
 
-def resume_bytes(state: StateBytes, folder: Path, *, num_saves: int, keep_last: int) -> int:
+def resume_bytes(state: StateBytes, folder: Path, *, num_steps: int, config: TrainConfig) -> int:
     """Bytes that the resume state of a run takes at most, beside what lies in the folder.
 
-    A save holds weights, optimizer and the snapshot to roll back to, and is written before the
-    oldest of those kept is removed; so are the weights of the best validation.
+    A save holds weights, optimizer and the snapshot to roll back to; beside the saves lie the
+    weights of the best validation. Each is written before the one it replaces is removed.
     """
     each = state.weights + state.optimizer + state.snapshot
-    there = sum(path.stat().st_size for path in checkpoints(folder) if path.is_file())
-    return max(0, each * min(keep_last + 1, num_saves) + 2 * state.weights - there)
+    num_saves = min(config.keep_last + 1, num_steps // config.checkpoint_every)
+    there = sum(path.stat().st_size for path in folder.glob("*.ckpt") if path.is_file())
+    return max(0, each * num_saves + 2 * state.weights - there)
 
 
 def warn_of_memory(setup: TrainingSetup, *, name: str) -> None:
