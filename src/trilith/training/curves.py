@@ -33,8 +33,11 @@ class CurveRecorder(lightning.Callback):
 
     `zero_share` is the share of projection weights on level zero; `flip_rate` the share of codes
     that changed over the last FLIP_INTERVAL steps. Both are empty while a model is dense.
+    MFU counts the tokens of a step by `flops_per_token`; what an evolution computes beside them,
+    its answers and its teacher, is left out.
+
     The trainer must have `clock` as its profiler. On CUDA a row is completed a step later, so that
-    the host never waits for the device; rows stay in order, and a saved state holds all of them.
+    recording never waits for the device; rows stay in order, and a saved state holds all of them.
     """
 
     def __init__(self, *, tokens_per_step: int, flops_per_token: float, peak_flops: float) -> None:
