@@ -14,13 +14,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from training_runs import ROOT, Arm, Run, available, finish, tokens_dir
+from training_runs import ROOT, Run, available, finish, tokens_dir
 from trilith.hardware import device_name
-from twins import DENSE, DENSE_RECIPE, SEEDS
+from twins import DENSE, ON_GRID, SEEDS, TERNARY, ternary_arm
 
 CORPUS = "tinystories"
 VOCAB_SIZE = 512
-NUM_STEPS = 1000
+NUM_STEPS = 800
 # The shape of stories260K.
 SHAPE = tuple(
     f"model.{key}={value}"
@@ -35,8 +35,10 @@ SHAPE = tuple(
 )
 ARMS = (
     DENSE,
-    DENSE_RECIPE._replace(name="ternary, dense recipe"),
-    Arm("ternary, default recipe", "ternary"),
+    ternary_arm(
+        "ternary, dense recipe", "ternary", "dense_then_ternary", **ON_GRID | {"peak_lr": 5e-3}
+    ),
+    TERNARY._replace(name="ternary, default recipe"),
 )
 
 

@@ -22,51 +22,60 @@ from trilith.hardware import device_name
 VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
 # Optimizer steps of 1,024 tokens each.
-STEPS = {"nano": 1000, "micro": 250}
-RECIPE_STEPS = 300
-SIZES = {"nano": (), "micro": ("train.precision=bf16-mixed", "train.validation_batches=32")}
+STEPS = {"nano": 1000, "micro": 200}
+RECIPE_STEPS = 250
+FEWER_BATCHES = ("train.validation_batches=32",)
+SIZES = {"nano": (), "micro": ("train.precision=bf16-mixed", *FEWER_BATCHES)}
 
 
-def _ternary(name: str, *overrides: str) -> Arm:
-    return Arm(name, "ternary", overrides)
+def _recipe(variant: str, file: str, **values: object) -> tuple[str, ...]:
+    chosen = f"recipe@pretrain.{variant}.recipe={file}"
+    return (chosen, *(f"pretrain.{variant}.recipe.{key}={value}" for key, value in values.items()))
 
 
-def _recipe(file: str, **values: object) -> tuple[str, ...]:
-    chosen = f"recipe@pretrain.ternary.recipe={file}"
-    return (chosen, *(f"pretrain.ternary.recipe.{key}={value}" for key, value in values.items()))
+def dense_arm(name: str, file: str, **values: object) -> Arm:
+    return Arm(name, "dense", _recipe("dense", file, **values))
 
 
-DENSE = Arm("dense", "dense")
-TWINS = (DENSE, _ternary("ternary"))
-DENSE_LR = 5e-3
-# The first arms add one ingredient at a time to the dense recipe; the others change the default.
-DENSE_RECIPE = _ternary(
-    "dense recipe, absmean per tensor",
-    "quant=ternary",
-    *_recipe("ternary_cosine", peak_lr=DENSE_LR, second_half_weight_decay=0.1),
-)
+def ternary_arm(name: str, quant: str, file: str, **values: object) -> Arm:
+    return Arm(name, "ternary", (f"quant={quant}", *_recipe("ternary", file, **values)))
+
+
+FITTED = "ternary_fitted"
+DENSE = dense_arm("dense", "dense_cosine")
+TERNARY = ternary_arm("ternary", FITTED, "dense_then_ternary")
+# In a few hundred steps a larger model learns enough to compare by Muon alone.
+DENSE_MUON = dense_arm("dense, Muon", "dense_muon")
+TERNARY_MUON = ternary_arm("ternary, Muon", FITTED, "dense_then_ternary_muon")
+TWINS = {"nano": (DENSE, TERNARY), "micro": (DENSE_MUON, TERNARY_MUON)}
+
+# The dense recipe of a twin on the tensor's grid from the first step: no ternary tricks.
+ON_GRID = {"dense_share": 0.0, "second_half_weight_decay": 0.1, "peak_lr": 8e-3}
+MUON = "dense_then_ternary_muon"
+# The first arms add one ingredient at a time to the dense recipe; the others change the last.
 RECIPES = (
-    DENSE,
-    Arm("dense, twice the learning rate", "dense", ("pretrain.dense.recipe.peak_lr=1e-2",)),
-    DENSE_RECIPE,
-    _ternary(
-        "+ twice the learning rate",
-        "quant=ternary",
-        *_recipe("ternary_cosine", second_half_weight_decay=0.1),
+    DENSE_MUON,
+    dense_arm("dense, 1.75 times the rate", "dense_muon", peak_lr=1.4e-2),
+    ternary_arm("dense recipe, absmean per tensor", "ternary", MUON, **ON_GRID),
+    ternary_arm("+ 1.75 times the rate, late decay 0", "ternary", MUON, dense_share=0.0),
+    ternary_arm("+ least squares per row", FITTED, MUON, dense_share=0.0),
+    ternary_arm("+ dense first", FITTED, MUON),
+    ternary_arm("  with a lambda ramp of 50 steps", FITTED, MUON, ramp_steps=50),
+    ternary_arm("  with z-loss 1e-4", FITTED, MUON, z_loss=1e-4),
+    ternary_arm("  absmean per tensor", "ternary", MUON),
+    ternary_arm("  absmean per row", "ternary_row", MUON),
+    ternary_arm("  median", "ternary_median", MUON),
+    ternary_arm("  learned per row", "ternary_learned", MUON),
+    Arm(
+        "  groups of 32",
+        "ternary",
+        ("quant.group_size=32", "quant=ternary_group", *_recipe("ternary", MUON)),
     ),
-    _ternary("+ no decay in the second half", "quant=ternary", *_recipe("ternary_cosine")),
-    _ternary("+ least squares per row", "quant=ternary_fitted", *_recipe("ternary_cosine")),
-    _ternary("+ dense first (the default)", "quant=ternary_fitted"),
-    _ternary("default, lambda ramp of 50 steps", *_recipe("dense_then_ternary", ramp_steps=50)),
-    _ternary("default, z-loss 1e-4", *_recipe("dense_then_ternary", z_loss=1e-4)),
-    _ternary("default, absmean per tensor", "quant=ternary"),
-    _ternary("default, absmean per row", "quant=ternary_row"),
-    _ternary("default, median", "quant=ternary_median"),
-    _ternary("default, learned per row", "quant=ternary_learned"),
-    _ternary("default, groups of 32", "quant=ternary_group", "quant.group_size=32"),
-    _ternary("default, float activations", "quant=ternary_fitted", "quant.activation_bits=null"),
-    _ternary("two stages", *_recipe("ternary_two_stage")),
-    _ternary("warm-up, stable, decay", *_recipe("ternary_wsd")),
+    Arm("  float activations", "ternary", ("quant.activation_bits=null", *TERNARY_MUON.overrides)),
+    ternary_arm("  two stages", FITTED, "ternary_two_stage", optimizer="muon", peak_lr=1.4e-2),
+    ternary_arm(
+        "  warm-up, stable, decay", FITTED, "ternary_wsd", optimizer="muon", peak_lr=1.4e-2
+    ),
 )
 
 
@@ -95,7 +104,8 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
     if options.table == "recipes":
         for seed in SEEDS:
             yield from (
-                Run("stdlib", VOCAB_SIZE, "nano", arm, seed, RECIPE_STEPS) for arm in RECIPES
+                Run("stdlib", VOCAB_SIZE, "nano", arm, seed, RECIPE_STEPS, FEWER_BATCHES)
+                for arm in RECIPES
             )
         return
     present = available(options.corpora)
@@ -104,7 +114,7 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
             for corpus in present:
                 yield from (
                     Run(corpus, VOCAB_SIZE, model, arm, seed, STEPS[model], SIZES[model])
-                    for arm in TWINS
+                    for arm in TWINS[model]
                 )
 
 
@@ -115,11 +125,11 @@ def _losses(folder: Path) -> dict[str, float]:
 
 def _rows(results: list[tuple[Run, dict[str, float]]]) -> Iterator[dict[str, Any]]:
     """One row for each corpus, model and arm; ratios pair each seed with the dense twin's."""
-    dense = {
-        (run.corpus, run.model, run.seed): losses["validation"]
-        for run, losses in results
-        if run.arm == DENSE
-    }
+    dense: dict[tuple[str, str, int], float] = {}
+    for run, losses in results:
+        # The first dense arm is the twin of all others.
+        if run.arm.variant == "dense":
+            dense.setdefault((run.corpus, run.model, run.seed), losses["validation"])
     groups = dict.fromkeys((run.corpus, run.model, run.arm.name) for run, _ in results)
     for corpus, model, name in groups:
         mine = [
