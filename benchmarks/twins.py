@@ -49,32 +49,36 @@ DENSE = dense_arm("dense", "dense_cosine")
 TERNARY = ternary_arm("ternary", FITTED, "dense_then_ternary")
 # In so few steps that recipes can be compared in an hour, Muon alone learns enough.
 DENSE_MUON = dense_arm("dense, Muon", "dense_muon")
-TERNARY_MUON = ternary_arm("ternary, Muon", FITTED, "dense_then_ternary_muon")
 TWINS = (DENSE, TERNARY)
 
 # The dense recipe of a twin on the tensor's grid from the first step: no ternary tricks.
-ON_GRID = {"dense_share": 0.0, "second_half_weight_decay": 0.1, "peak_lr": 8e-3}
+ON_GRID = {"dense_share": 0.0, "ramp_share": 0.0, "second_half_weight_decay": 0.1, "peak_lr": 8e-3}
 MUON = "dense_then_ternary_muon"
+AT_ONCE = {"ramp_share": 0.0}
 # The first arms add one ingredient at a time to the dense recipe; the others change the last.
 RECIPES = (
     DENSE_MUON,
     dense_arm("dense, 1.75 times the rate", "dense_muon", peak_lr=1.4e-2),
     ternary_arm("dense recipe, absmean per tensor", "ternary", MUON, **ON_GRID),
-    ternary_arm("+ 1.75 times the rate, late decay 0", "ternary", MUON, dense_share=0.0),
-    ternary_arm("+ least squares per row", FITTED, MUON, dense_share=0.0),
-    ternary_arm("+ dense first", FITTED, MUON),
-    ternary_arm("  with a lambda ramp of 50 steps", FITTED, MUON, ramp_steps=50),
-    ternary_arm("  with z-loss 1e-4", FITTED, MUON, z_loss=1e-4),
-    ternary_arm("  absmean per tensor", "ternary", MUON),
-    ternary_arm("  absmean per row", "ternary_row", MUON),
-    ternary_arm("  median", "ternary_median", MUON),
-    ternary_arm("  learned per row", "ternary_learned", MUON),
+    ternary_arm("+ 1.75 times the rate, late decay 0", "ternary", MUON, dense_share=0.0, **AT_ONCE),
+    ternary_arm("+ least squares per row", FITTED, MUON, dense_share=0.0, **AT_ONCE),
+    ternary_arm("+ dense first", FITTED, MUON, **AT_ONCE),
+    ternary_arm("  with a lambda ramp of 50 steps", FITTED, MUON),
+    ternary_arm("  with z-loss 1e-4", FITTED, MUON, z_loss=1e-4, **AT_ONCE),
+    ternary_arm("  absmean per tensor", "ternary", MUON, **AT_ONCE),
+    ternary_arm("  absmean per row", "ternary_row", MUON, **AT_ONCE),
+    ternary_arm("  median", "ternary_median", MUON, **AT_ONCE),
+    ternary_arm("  learned per row", "ternary_learned", MUON, **AT_ONCE),
     Arm(
         "  groups of 32",
         "ternary",
-        ("quant.group_size=32", "quant=ternary_group", *_recipe("ternary", MUON)),
+        ("quant.group_size=32", "quant=ternary_group", *_recipe("ternary", MUON, **AT_ONCE)),
     ),
-    Arm("  float activations", "ternary", ("quant.activation_bits=null", *TERNARY_MUON.overrides)),
+    Arm(
+        "  float activations",
+        "ternary",
+        ("quant.activation_bits=null", f"quant={FITTED}", *_recipe("ternary", MUON, **AT_ONCE)),
+    ),
     ternary_arm("  two stages", FITTED, "ternary_two_stage", optimizer="muon", peak_lr=1.4e-2),
     ternary_arm(
         "  warm-up, stable, decay", FITTED, "ternary_wsd", optimizer="muon", peak_lr=1.4e-2

@@ -58,7 +58,7 @@ RECIPE = Recipe(
     beta2=0.95,
     clip_norm=1.0,
     dense_share=0.0,
-    ramp_steps=0,
+    ramp_share=0.0,
     z_loss=0.0,
 )
 

@@ -23,7 +23,7 @@ COSINE = Recipe(
     beta2=0.95,
     clip_norm=1.0,
     dense_share=0.0,
-    ramp_steps=0,
+    ramp_share=0.0,
     z_loss=0.0,
 )
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
@@ -87,7 +87,7 @@ def test_weight_decay_changes_at_mid_run() -> None:
         ({"clip_norm": math.nan}, "recipe.clip_norm=nan"),
         ({"dense_share": 1.0}, "recipe.dense_share=1.0"),
         ({"dense_share": math.nan}, "recipe.dense_share=nan"),
-        ({"ramp_steps": -1}, "recipe.ramp_steps=-1"),
+        ({"ramp_share": -0.1}, "recipe.ramp_share=-0.1"),
         ({"z_loss": math.nan}, "recipe.z_loss=nan"),
     ],
 )
@@ -119,3 +119,19 @@ def test_only_projections_decay(toy: ModelConfig, optimizer: Any) -> None:
     assert {names[id(p)].split(".")[-2] for p in decaying["params"]} == {"qkv", "out", "up", "down"}
     assert {names[id(p)] for p in others["params"]} >= {"embedding.weight", "norm.weight"}
     assert len(names) == len(decaying["params"]) + len(others["params"])
+
+
+def test_weights_stay_dense_then_go_to_the_grid_in_equal_steps() -> None:
+    recipe = replace(COSINE, dense_share=0.3, ramp_share=0.2)
+    shares = [recipe.quantized_share(step, 20) for step in range(20)]
+    assert shares[:6] == [0.0] * 6
+    assert shares[6:10] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert shares[10:] == [1.0] * 10
+    at_once = [replace(recipe, ramp_share=0.0).quantized_share(step, 20) for step in range(20)]
+    assert at_once == [0.0] * 6 + [1.0] * 14
+
+
+def test_a_run_must_end_on_the_grid() -> None:
+    replace(COSINE, dense_share=0.5, ramp_share=0.45).check_length(20)
+    with pytest.raises(ValueError, match=r"ramp_share=0\.6 leave no step of 20 on the grid"):
+        replace(COSINE, dense_share=0.5, ramp_share=0.6).check_length(20)

@@ -78,7 +78,7 @@ def assert_same_weights(one: Transformer, other: Transformer) -> None:
         ({"dense_share": 0.55}, TERNARY),
         ({"dense_share": 0.6}, FITTED),
         ({"dense_share": 0.6}, LEARNED),
-        ({"dense_share": 0.4, "ramp_steps": 6}, FITTED),
+        ({"dense_share": 0.4, "ramp_share": 0.3}, FITTED),
     ],
 )
 def test_a_rollback_leaves_no_trace(

@@ -58,9 +58,9 @@ class PretrainConfig:
             raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
         if self.dense.quant is not None or self.ternary.quant is None:
             raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
-        if self.dense.recipe.dense_share or self.dense.recipe.ramp_steps:
+        if self.dense.recipe.dense_share or self.dense.recipe.ramp_share:
             raise ValueError(
-                "pretrain.dense.recipe: dense_share and ramp_steps must be 0: it is dense anyway"
+                "pretrain.dense.recipe: dense_share and ramp_share must be 0: it is dense anyway"
             )
         self.dense.recipe.check_length(self.num_steps)
         self.ternary.recipe.check_length(self.num_steps)

@@ -28,7 +28,7 @@ class Recipe:
     Optimizer "muon" updates projections by orthogonalized momentum `beta2` and leaves the rest to
     AdamW; its updates are as large as AdamW's, so that both take the same learning rates.
     During the first `dense_share` of the steps a model on a grid trains as if it were dense
-    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631); over the next `ramp_steps`
+    (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631); over the next `ramp_share`
     its weights and activations go to the grid little by little, w + lambda (q(w) - w).
     `z_loss` times the squared log of the softmax's denominator is added to the loss (PaLM, arXiv
     2204.02311, section 5).
@@ -47,7 +47,7 @@ class Recipe:
     beta2: float
     clip_norm: float
     dense_share: float
-    ramp_steps: int
+    ramp_share: float
     z_loss: float
 
     def __post_init__(self) -> None:
@@ -85,7 +85,8 @@ class Recipe:
         num_dense = math.ceil(self.dense_share * num_steps)
         if step < num_dense:
             return 0.0
-        return min(1.0, (step - num_dense + 1) / (self.ramp_steps + 1))
+        num_ramp = math.floor(self.ramp_share * num_steps)
+        return min(1.0, (step - num_dense + 1) / (num_ramp + 1))
 
     def check_length(self, num_steps: int) -> None:
         """Refuse a run that would end before its rate has risen or its model is on the grid.
@@ -100,8 +101,8 @@ class Recipe:
             )
         if self.quantized_share(num_steps - 1, num_steps) < 1:
             raise ValueError(
-                f"recipe.ramp_steps={self.ramp_steps} after dense_share={self.dense_share} leave "
-                f"no step of {num_steps} on the grid; shorten one of them or train for longer"
+                f"recipe.dense_share={self.dense_share} and ramp_share={self.ramp_share} leave no "
+                f"step of {num_steps} on the grid; lower one of them or train for longer"
             )
 
     def _share_after_warmup(self, progress: float) -> float:
@@ -123,7 +124,6 @@ class Recipe:
                 raise ValueError(f"recipe.{key}={getattr(self, key)} must be positive and finite")
         for key in (
             "warmup_steps",
-            "ramp_steps",
             "weight_decay",
             "second_half_weight_decay",
             "z_loss",
@@ -132,7 +132,7 @@ class Recipe:
                 raise ValueError(
                     f"recipe.{key}={getattr(self, key)} must not be negative, and be finite"
                 )
-        for key in ("dense_share", "beta1", "beta2"):
+        for key in ("dense_share", "ramp_share", "beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"recipe.{key}={getattr(self, key)} must lie in [0, 1)")
         if not 0 <= self.final_lr_share <= 1:
