@@ -89,6 +89,13 @@ class PretrainPlan(NamedTuple):
     start: Start | None = None
 
 
+class _Beginning(NamedTuple):
+    """The model as training finds it, and the provenance that it brings along."""
+
+    model: Transformer
+    provenance: dict[str, Any]
+
+
 def pretrain(
     plan: PretrainPlan, *, config: TrainConfig, tokens_dir: Path, out_dir: Path, place: RunPlace
 ) -> dict[str, Any]:
@@ -105,9 +112,7 @@ def pretrain(
     held_out = validation_windows(validation.tokens, config)
     _check_resources(plan, config, place, out_dir)
     torch.manual_seed(place.seed)
-    model, before = _first_model(
-        plan, tokens_dir=tokens_dir, tokenizer_sha256=train.tokenizer_sha256
-    )
+    model, before = _beginning(plan, tokens_dir=tokens_dir, tokenizer_sha256=train.tokenizer_sha256)
     recipe = plan.twin.recipe
     objective = partial(next_token_objective, z_loss=recipe.z_loss)
     fit_plan = Plan(plan.num_steps, recipe, objective, windows, held_out)
@@ -136,13 +141,11 @@ def pretrain(
     return metrics
 
 
-def _first_model(
-    plan: PretrainPlan, *, tokens_dir: Path, tokenizer_sha256: str
-) -> tuple[Transformer, dict[str, Any]]:
-    """Return the model that training starts with, and the provenance that it brings along."""
+def _beginning(plan: PretrainPlan, *, tokens_dir: Path, tokenizer_sha256: str) -> _Beginning:
+    """Draw fresh weights, or load those of the start on the grid of the twin."""
     start, quant = plan.start, plan.twin.quant
     if start is None:
-        return build_model(plan.model, quant), {}
+        return _Beginning(build_model(plan.model, quant), {})
     require_shape(start.model, plan.model, origin=f"pretrain.start_from={start.path}")
     if start.tokenizer_sha256 != tokenizer_sha256:
         raise ValueError(
@@ -155,7 +158,7 @@ def _first_model(
     same = checkpoint.quant == quant
     model = checkpoint.model if same else move_to_grid(checkpoint.model, quant)
     origin = {"name": checkpoint.provenance.get("name"), "weights": start.weights_sha256}
-    return model.train(), checkpoint.provenance | {"started_from": origin}
+    return _Beginning(model.train(), checkpoint.provenance | {"started_from": origin})
 
 
 def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> None:
