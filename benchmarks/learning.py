@@ -2,8 +2,8 @@
 
     python benchmarks/learning.py [--json FILE]
 
-Two arms of the same shape and tokens: ternary by the dense recipe (no ternary tricks) and ternary by
-the default recipe; held-out bits per byte after every 100 steps of 1,024 tokens.
+Two arms of the same shape and tokens: ternary by the dense recipe (no ternary tricks) and by the
+default recipe; held-out bits per byte after every 100 steps of 1,024 tokens.
 """
 
 import argparse
