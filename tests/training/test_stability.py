@@ -125,6 +125,15 @@ def test_the_rate_is_cut_recovers_and_follows_the_recipe(
         assert rates[step] == pytest.approx(expected), step
 
 
+def test_a_long_ramp_to_the_grid_is_watched_too(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    recipe = replace(plan.recipe, dense_share=0.3, ramp_share=0.5)
+    own = faulty(plan._replace(num_steps=40, recipe=recipe), 25, kind="exploding_batch")
+    trained(toy, own, place, quant=FITTED, config=TRAIN)
+    assert events(place) == [(25, "spike"), (25, "rollback"), (25, "lr_cut")]
+
+
 def test_the_batches_of_a_fault_are_not_read_again(
     toy: ModelConfig, plan: Plan, place: RunPlace
 ) -> None:

@@ -18,6 +18,9 @@ from trilith.training.module import LanguageModule, ends_step, starts_step
 from trilith.training.signals import Codes, Reading, WeightWatch
 from trilith.training.snapshot import Snapshot, restore, take_snapshot
 
+# Of the way to the grid; in smaller steps the loss moves no more than its noise.
+_LEAP = 0.1
+
 
 class StabilityCallback(lightning.Callback):
     """Keeps a good snapshot on the CPU; after a fault restores it and skips the bad batches.
@@ -58,8 +61,8 @@ class StabilityCallback(lightning.Callback):
             return
         module.num_lost_steps = self.num_lost_steps
         module.lr_factor = self._lr_factor(trainer.global_step)
-        if _moves_to_grid(module):
-            # The loss jumps when weights go on the grid: what was before says nothing.
+        if _leaps_to_grid(module):
+            # The loss jumps when weights go on the grid at once: what was before says nothing.
             self.detector.forget()
         if self._watch is None:
             self._watch = WeightWatch(module.model, codes=self._codes)
@@ -214,10 +217,10 @@ def check_delay(device: torch.device) -> int:
     return 1 if device.type == "cuda" else 0
 
 
-def _moves_to_grid(module: LanguageModule) -> bool:
-    """True where the weights of this step are nearer to their grid than those of the last one."""
+def _leaps_to_grid(module: LanguageModule) -> bool:
+    """True where the weights of this step are much nearer to their grid than the last one's."""
     last, now = _shares(module)
-    return last != now
+    return abs(now - last) > _LEAP
 
 
 def _leaves_dense(module: LanguageModule) -> bool:
