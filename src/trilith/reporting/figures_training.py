@@ -70,7 +70,7 @@ def draw_pretraining_loss(
             reading="Lower is better. Light lines are the loss of each batch, dark lines its "
             "moving average, open points the loss on validation text. Dashed lines are what "
             "counting single tokens (unigram) or pairs (bigram) reaches on the test text without "
-            "a network. Near the upper edge crosses are loss spikes, triangles rollbacks to an "
+            "a network. Near the upper edge crosses are faults, triangles rollbacks to an "
             "earlier checkpoint, squares stops; dotted verticals are cuts of the learning rate.",
         ),
     )
