@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes that tensors made in `work` take at once, beside those there before."""
+    """Most bytes that tensors made in `work` take at once, beside those there before.
+
+    On one thread: attention takes a buffer for each, which at toy size outweighs the tensors.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _peak_bytes(work)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = [
