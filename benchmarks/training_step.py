@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from trilith.hardware import HardwareConfig, device_name, peak_flops, prepare_cpu
+from trilith.hardware import HardwareConfig, device_name, find_peak, prepare_cpu
 from trilith.model import ModelConfig, Transformer, build_model, training_flops_per_token
 from trilith.quant import QuantConfig
 from trilith.training.acceleration import AccelerationConfig, accelerated
@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare_cpu(options.threads)
     device = torch.device("cuda" if on_gpu else "cpu")
-    peak = peak_flops(HardwareConfig(options.threads, None))
+    peak, peak_name = find_peak(HardwareConfig(options.threads, None))
     arms = [a for a in _arms(on_gpu) if not (options.no_compile and a.acceleration.compile)]
     rows: list[dict[str, Any]] = []
     print(f"{'model':<7}{'arm':<24}{'step ms':>9}{'tokens/s':>11}{'MFU':>7}{'x dense':>9}")
@@ -79,9 +79,9 @@ def main() -> None:
                 f"{row['model']:<7}{row['arm']:<24}{row['step_ms']:>9.1f}"
                 f"{row['tokens_per_s']:>11.0f}{row['mfu']:>7.2f}{row['ratio_to_dense']:>9.2f}"
             )
-    print(f"peak {peak / 1e12:.2f} TFLOP/s, {device_name()}")
+    print(f"peak for MFU: {peak_name}; {device_name()}")
     if options.json:
-        hardware = {"device": device_name(), "python": platform.python_version(), "peak": peak}
+        hardware = {"device": device_name(), "python": platform.python_version(), "peak": peak_name}
         settings = {k: v for k, v in vars(options).items() if k != "json"}
         content = {"hardware": hardware, "settings": settings, "rows": rows}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
