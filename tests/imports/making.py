@@ -10,28 +10,14 @@ from typing import Any
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+from tests.conftest import TOY
 from tests.imports.plain_llama import LAYER, NORMS, random_weights
 from torch import Tensor
 
 from trilith.model import ModelConfig
 
 VOCAB_SIZE = 300
-SHAPE = ModelConfig(
-    name="small",
-    vocab_size=VOCAB_SIZE,
-    width=24,
-    num_layers=3,
-    num_heads=6,
-    num_kv_heads=2,
-    mlp="swiglu",
-    mlp_width=40,
-    context=64,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
-    qk_norm=False,
-    sub_norm=False,
-    tied_head=False,
-)
+SHAPE = replace(TOY, name="small", vocab_size=VOCAB_SIZE, num_layers=3, context=64, tied_head=False)
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.\n"
     "One day, she saw a big, red ball. She wanted to play with it, but it was too high for her.\n"
