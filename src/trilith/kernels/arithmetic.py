@@ -17,7 +17,7 @@ from trilith.kernels.native_build import (
     WeightStruct,
     load_native,
 )
-from trilith.kernels.native_path import MAX_INPUTS, MAX_OFFSET, NUM_LEVELS, TILE, tiled_bytes
+from trilith.kernels.native_path import MAX_INPUTS, MAX_OFFSET, Tiles, tile, weight_struct
 from trilith.quant import (
     EXACT_FLOAT32,
     INT8_MAX,
@@ -83,7 +83,7 @@ class NativeArithmetic(Arithmetic):
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self._of: Tensor | None = None
-        self._tiles: _Tiles | None = None
+        self._tiles: _StepTiles | None = None
 
     def refine(self, latent: Tensor, scale: Tensor, config: QuantConfig) -> Tensor:
         has_own_scales = config.granularity != "tensor"
@@ -113,7 +113,9 @@ class NativeArithmetic(Arithmetic):
         if not (fits and x.is_cpu and dtype in (torch.float32, torch.bfloat16)):
             return super().multiply(x, weight, grid)
         if self._tiles is None or self._of is not weight.numerators:
-            self._tiles = _tiles(weight, grid)
+            tiles = tile(weight.numerators, weight.scale, grid)
+            struct = weight_struct(tiles, weight.numerators.shape, grid)
+            self._tiles = _StepTiles(tiles, struct)
             self._of = weight.numerators
         return _multiply(x.float().contiguous(), self._tiles, self.isa, dtype)
 
@@ -128,41 +130,14 @@ def _scaled(
     return Product(outputs, (values * token_scale).to(output_dtype(x)))
 
 
-class _Tiles(NamedTuple):
-    """A weight in the tiles of trilith.h, with the tensors that the struct points into."""
+class _StepTiles(NamedTuple):
+    """The weight of a step in tiles, with the struct that points into them."""
 
+    tiles: Tiles
     struct: WeightStruct
-    tensors: tuple[Tensor, ...]
 
 
-def _tiles(weight: StepWeight, grid: Grid) -> _Tiles:
-    num_out, num_in = weight.numerators.shape
-    num_groups = weight.scale.shape[1]
-    offset = grid.numerators[-1]
-    bits = 2 if offset == 1 else 4
-    shifted = [numerator + offset for numerator in grid.numerators]
-    code_of = torch.zeros(2 * offset + 1, dtype=torch.uint8)
-    code_of[shifted] = torch.tensor(
-        shifted if bits == 2 else range(len(shifted)), dtype=torch.uint8
-    )
-    levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
-    levels[: len(shifted)] = torch.tensor(shifted, dtype=torch.uint8)
-    num_bytes = tiled_bytes((num_out, num_in), num_groups, bits=bits)
-    tiles = torch.zeros(num_bytes, dtype=torch.uint8)
-    factor = (weight.scale / grid.denominator).expand(num_out, -1)
-    factor = F.pad(factor.T, (0, -num_out % TILE)).contiguous()
-    pointers = (tiles.data_ptr(), levels.data_ptr(), factor.data_ptr())
-    struct = WeightStruct(*pointers, num_out, num_in, num_groups, bits, offset)
-    numerators = weight.numerators.contiguous()
-    library = load_native().library
-    assert library is not None
-    library.trilith_tile(
-        ctypes.byref(struct), numerators.data_ptr(), code_of.data_ptr(), tiles.data_ptr()
-    )
-    return _Tiles(struct, (tiles, levels, factor))
-
-
-def _multiply(x: Tensor, tiles: _Tiles, isa: Isa, dtype: torch.dtype) -> Product:
+def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Product:
     num_tokens = x.numel() // x.shape[-1]
     outputs = torch.empty(*x.shape[:-1], tiles.struct.num_out)
     activations = torch.empty(x.shape, dtype=dtype)

@@ -4,6 +4,7 @@ Axes: O outputs, I inputs.
 """
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +36,10 @@ class NativeProduct(nn.Module):
         assert fits_native(weight), weight.shape
         self.isa = isa
         self.num_out, self.num_in = weight.shape
-        self.num_groups = weight.scale.shape[1]
-        self.offset = weight.grid.numerators[-1]
-        self.bits = _bits_of(weight.grid)
-        codes_OI = weight.codes()
-        if self.bits == 2:
-            codes_OI = (numerators_of(codes_OI, weight.grid) + 1).to(torch.uint8)
-        self.register_buffer("codes", tile_codes(codes_OI, self.num_groups, bits=self.bits))
-        levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
-        levels[: weight.grid.num_levels] = torch.tensor(weight.grid.numerators) + self.offset
-        self.register_buffer("levels", levels)
-        factor = (weight.scale / weight.grid.denominator).expand(self.num_out, -1)
-        padding = (0, -self.num_out % TILE)
-        self.register_buffer("factor", F.pad(factor.T, padding).contiguous())
+        tiles = tile(numerators_of(weight.codes(), weight.grid), weight.scale, weight.grid)
+        for name, tensor in tiles._asdict().items():
+            self.register_buffer(name, tensor)
+        self.grid = weight.grid
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x [..., I] to int8 per token and multiply: [..., O] of the same dtype."""
@@ -82,16 +74,52 @@ class NativeProduct(nn.Module):
 
     def as_struct(self) -> WeightStruct:
         """Return what the C functions take; it points into the buffers of this module."""
-        return WeightStruct(
-            self.codes.data_ptr(),
-            self.levels.data_ptr(),
-            self.factor.data_ptr(),
-            self.num_out,
-            self.num_in,
-            self.num_groups,
-            self.bits,
-            self.offset,
-        )
+        shape = (self.num_out, self.num_in)
+        return weight_struct(Tiles(self.codes, self.levels, self.factor), shape, self.grid)
+
+
+class Tiles(NamedTuple):
+    """A weight as the kernels take it."""
+
+    codes: Tensor  # uint8, the tiles of trilith.h
+    levels: Tensor  # uint8 [NUM_LEVELS]: numerators + offset
+    factor: Tensor  # float32 [G, O padded to whole tiles]: scale / denominator
+
+
+def tile(numerators: Tensor, scale: Tensor, grid: Grid) -> Tiles:
+    """Put a weight into tiles.
+
+    Args:
+        numerators: whole numbers held in float32 [O, I], all of the grid.
+        scale: float32 [O or 1, G].
+        grid: the levels.
+    """
+    num_out = numerators.shape[0]
+    bits, offset = _bits_of(grid), grid.numerators[-1]
+    shifted = torch.tensor(grid.numerators) + offset
+    levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
+    levels[: grid.num_levels] = shifted
+    code_of = torch.zeros(2 * offset + 1, dtype=torch.uint8)
+    code_of[shifted] = (shifted if bits == 2 else torch.arange(grid.num_levels)).to(torch.uint8)
+    factor = (scale / grid.denominator).expand(num_out, -1)
+    factor = F.pad(factor.T, (0, -num_out % TILE)).contiguous()
+    num_bytes = tiled_bytes(numerators.shape, scale.shape[1], bits=bits)
+    tiles = Tiles(torch.zeros(num_bytes, dtype=torch.uint8), levels, factor)
+    struct = weight_struct(tiles, numerators.shape, grid)
+    numerators = numerators.contiguous()
+    library = load_native().library
+    assert library is not None
+    library.trilith_tile(
+        ctypes.byref(struct), numerators.data_ptr(), code_of.data_ptr(), tiles.codes.data_ptr()
+    )
+    return tiles
+
+
+def weight_struct(tiles: Tiles, shape: tuple[int, ...], grid: Grid) -> WeightStruct:
+    """Return what the C functions take; it points into the tensors, which must stay alive."""
+    pointers = (tensor.data_ptr() for tensor in tiles)
+    num_groups = tiles.factor.shape[0]
+    return WeightStruct(*pointers, *shape, num_groups, _bits_of(grid), grid.numerators[-1])
 
 
 def fits_native(weight: PackedWeight) -> bool:
@@ -113,29 +141,6 @@ def native_bytes(shape: tuple[int, int], *, num_groups: int, grid: Grid) -> int:
     padded_out = -(-shape[0] // TILE) * TILE
     factors = torch.float32.itemsize * num_groups * padded_out
     return tiled_bytes(shape, num_groups, bits=_bits_of(grid)) + NUM_LEVELS + factors
-
-
-def tile_codes(codes_OI: Tensor, num_groups: int, *, bits: int) -> Tensor:
-    """Put codes into the tiles of trilith.h.
-
-    Args:
-        codes_OI: uint8, below 2**bits.
-        num_groups: groups of inputs; each is padded to whole tiles.
-        bits: 2 or 4.
-
-    Returns:
-        uint8 vector of num_blocks * num_groups * group_tiles * 32 * bits bytes.
-    """
-    num_out, num_in = codes_OI.shape
-    group_in = num_in // num_groups
-    blocks, tiles = -(-num_out // TILE), -(-group_in // TILE)
-    padded = codes_OI.new_zeros(blocks * TILE, num_groups, tiles * TILE)
-    padded[:num_out, :, :group_in] = codes_OI.view(num_out, num_groups, group_in)
-    # block, output, group, tile, plane, input -> block, group, tile, plane, output, input
-    planes = padded.view(blocks, TILE, num_groups, tiles, 4, 4).permute(0, 2, 3, 4, 1, 5)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None, None]
-    shared = planes.unflatten(3, (-1, 8 // bits)) << shifts
-    return shared.sum(dim=4, dtype=torch.uint8).view(-1)
 
 
 def _bits_of(grid: Grid) -> int:

@@ -5,7 +5,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning
 import torch
@@ -22,6 +22,7 @@ from trilith.training.acceleration import AccelerationConfig, accelerated
 from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
 from trilith.training.devices import SINGLE, TrainerConfig, require_devices, trainer_arguments
+from trilith.training.memory import Precision
 from trilith.training.module import LanguageModule, Objective
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
@@ -45,7 +46,7 @@ class TrainConfig:
     context: int
     micro_batch_size: int
     accumulate: int
-    precision: Literal["32-true", "bf16-mixed"]
+    precision: Precision
     acceleration: AccelerationConfig
     validate_every: int
     validation_batches: int
@@ -60,7 +61,7 @@ class TrainConfig:
                 raise ValueError(f"train.{key}={value} must be at least 1")
         if self.result not in ("last", "best"):
             raise ValueError(f"train.result={self.result!r} is not known; choose last or best")
-        if self.precision not in ("32-true", "bf16-mixed"):
+        if self.precision not in get_args(Precision):
             raise ValueError(
                 f"train.precision={self.precision!r} is not known; choose 32-true or bf16-mixed"
             )

@@ -78,8 +78,13 @@ class ResumeCallback(lightning.Callback):
 
         A damaged file is a warning, and the module keeps its weights.
         """
-        path = self.folder / "no-best" if self.best is None else _best_path(self.folder, self.best)
-        if not _is_whole(path, instead="the result is the last step's weights"):
+        instead = "the result is the last step's weights"
+        if self.best is None:
+            if is_first_process():
+                log.warning("no validation gave a finite loss on the grid; %s", instead)
+            return None
+        path = _best_path(self.folder, self.best)
+        if not _is_whole(path, instead=instead):
             return None
         _load_weights(module, path)
         return self.best
