@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trilith.model import ModelConfig
+    from trilith.packed import PackConfig
 
 PLAN_SECTIONS = ("model", "train", "pretrain", "pack")
 
@@ -39,6 +40,27 @@ def compose_plan(overrides: Sequence[str]) -> dict[str, Any]:
     project = _project()
     content = _compose(project, overrides, sections=PLAN_SECTIONS)
     return content | {"model": _shape(content["model"], source=project / "conf")}
+
+
+def compose_pack(overrides: Sequence[str]) -> "PackConfig":
+    """Compose the section `pack` from conf/, params.yaml and overrides such as `pack=bits2`.
+
+    Raises:
+        ValueError: as `compose_model`, or an override is of another section.
+    """
+    from trilith.packed import PackConfig
+
+    for override in overrides:
+        if override != "pack" and not override.startswith(("pack=", "pack.")):
+            raise ValueError(
+                f"{override} has no effect on how a model is packed; what has: pack, pack.codec "
+                "and pack.embedding"
+            )
+    section = _compose(_project(), overrides, sections=("pack",))["pack"]
+    try:
+        return PackConfig(**section)
+    except TypeError as error:
+        raise ValueError(f"section pack of {_project() / 'conf'}: {error}") from None
 
 
 def has_plan_sections() -> bool:
@@ -77,11 +99,11 @@ def _compose(
             given = [f"+{o}" if (conf / o.partition("=")[0]).is_dir() else o for o in given]
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             config = compose(primary, overrides=given)
-        if "model" not in config:
+        if "model" in sections and "model" not in config:
             raise ValueError("no model is chosen; give one, such as model=nano")
         missing = [name for name in sections if name not in config]
         if missing:
-            raise ValueError(f"{conf} gives no section {', '.join(missing)}, which a plan reads")
+            raise ValueError(f"{conf} gives no section {', '.join(missing)}, which is read here")
         return {
             name: OmegaConf.to_container(config[name], resolve=True, throw_on_missing=True)
             for name in sections

@@ -26,10 +26,10 @@ def open_source(path: Path, *, tokenizer: Path | None = None) -> Source:
     if tokenizer is not None and not tokenizer.is_file():
         raise FileNotFoundError(f"{tokenizer} does not exist; give a tokenizer file")
     kind = _kind(path)
-    if kind in ("checkpoint", "packed") and tokenizer is not None:
+    if kind == "packed" and tokenizer is not None:
         raise ValueError(f"{path} knows its own tokenizer; leave out --tokenizer")
     if kind == "checkpoint":
-        return open_checkpoint(path)
+        return open_checkpoint(path, tokenizer=tokenizer)
     if kind == "packed":
         return open_packed(path)
     if kind == "huggingface":
