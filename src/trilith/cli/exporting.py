@@ -59,8 +59,9 @@ def _export_huggingface(options: argparse.Namespace) -> str:
     from trilith.exports.model_card import read_figures
     from trilith.packed import read_packed
 
-    if options.out.is_file():
-        raise ValueError(f"--out={options.out} is a file; give a folder")
+    if options.out.exists() and not (options.out / "config.json").is_file():
+        # --force must not sweep away a folder that was never a model's.
+        raise ValueError(f"--out={options.out} is there and no model's folder; give another place")
     weights = _type(options, HUGGINGFACE_TYPES)
     figures = None
     if options.metrics is not None:
