@@ -159,7 +159,12 @@ ROW = {"scale_rule": "least_squares", "granularity": "row", "group_size": None}
 @pytest.mark.parametrize(
     ("changes", "quant", "weights", "text"),
     [
-        ({}, QuantConfig("prime7", **ROW, activation_bits=8), "tq1_0", "prime7 of 7 levels"),
+        (
+            {"num_layers": 1},
+            QuantConfig("prime7", **ROW, activation_bits=8),
+            "tq1_0",
+            "prime7 of 7 levels",
+        ),
         ({}, None, "tq2_0", "is dense"),
         ({"width": 128}, "row", "tq2_0", "rows of 128 weights"),
         ({"mlp_width": 320}, "row", "tq1_0", "rows of 320 weights"),
@@ -187,7 +192,7 @@ def test_what_gguf_cannot_say_is_refused_and_nothing_is_written(
 def test_seven_levels_are_written_as_f16_when_that_is_asked_for(
     packed: Any, tmp_path: Path
 ) -> None:
-    file = packed(WIDE, QuantConfig("prime7", **ROW, activation_bits=8))
+    file = packed(replace(WIDE, num_layers=1), QuantConfig("prime7", **ROW, activation_bits=8))
     written = _write(file, tmp_path / "model.gguf", "f16")
     down = _weight(file, "blocks.0.mlp.down")
     found = written.tensors["blk.0.ffn_down.weight"]

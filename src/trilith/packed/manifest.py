@@ -162,7 +162,8 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> TensorEntry:
     _require(str, dtype=fields["dtype"], sha256=fields["sha256"])
     if fields["part"] not in PARTS:
         raise ValueError(f"part={fields['part']}")
-    if (fields["part"] == "codes") != (fields["codes"] is not None):
+    signs = (fields["part"] == "codes", name.endswith(".codes"), fields["codes"] is not None)
+    if any(signs) != all(signs):
         raise ValueError(f"part={fields['part']} of {name} with codes={fields['codes']}")
     if fields["codes"] is not None:
         codes = fields["codes"] | {"shape": _parse_shape(fields["codes"]["shape"])}
