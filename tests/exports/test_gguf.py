@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.exports.conftest import WIDE
+from tests.exports.conftest import IDS, WIDE, pack
+from tests.imports.making import TEXT
 from torch import Tensor
 
-from trilith.packed import PackedFile, restore_rows
+from trilith.imports import open_source
+from trilith.packed import PackedFile, load_model, restore_rows
 from trilith.quant import QuantConfig, dequantize
+from trilith.tokens import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the extra `export` is not installed")
 from trilith.exports.gguf_file import write_gguf  # noqa: E402
@@ -151,6 +154,62 @@ def test_norms_beyond_llama_take_an_architecture_that_has_them(
     torch.testing.assert_close(
         written.tensors["blk.0.attn_q.weight"], qkv[:WIDTH], rtol=2.0**-11, atol=0
     )
+
+
+@pytest.mark.parametrize("weights", ["tq1_0", "tq2_0", "f16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_head": False}, {"qk_norm": True}, {"sub_norm": True}], ids=str
+)
+@torch.no_grad()
+def test_an_export_that_is_imported_gives_the_same_logits(
+    packed: Any, tmp_path: Path, changes: dict[str, bool], weights: str
+) -> None:
+    shape = replace(WIDE, **changes)
+    bits = None if weights == "f16" else 8
+    file = packed(shape, QuantConfig("ternary", "absmean", "row", None, bits))
+    write_gguf(file, tmp_path / "wide.gguf", weights=weights)
+    source = open_source(tmp_path / "wide.gguf")
+    assert source.model == shape
+    assert (source.quant is None) == (weights == "f16")
+    ours, theirs = (
+        Tokenizer.from_bytes(model) for model in (file.tokenizer_bytes, source.tokenizer)
+    )
+    assert theirs.encode(TEXT) == ours.encode(TEXT) and theirs.special_ids == ours.special_ids
+    found, expected = source.load().model(IDS), load_model(file.path)(IDS)
+    # float16 moves each scale by up to 2 ** -11, and with it here and there an int8 activation.
+    assert float((found - expected).norm() / expected.norm()) < 5e-3
+
+
+@torch.no_grad()
+def test_scales_that_float16_holds_come_back_bit_for_bit(packed: Any, tmp_path: Path) -> None:
+    file = packed(WIDE, QuantConfig("ternary", "absmean", "row", None, 8))
+    write_gguf(file, tmp_path / "one.gguf", weights="tq2_0")
+    once = open_source(tmp_path / "one.gguf")
+    again = pack(once.load().model, tmp_path / "again.safetensors", tokenizer=once.tokenizer)
+    write_gguf(again, tmp_path / "two.gguf", weights="tq1_0")
+    twice = open_source(tmp_path / "two.gguf").load().model
+    assert torch.equal(twice(IDS), once.load().model(IDS))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda content: content[:400], "is no GGUF file, or is cut"),
+        (lambda content: b"LMGG" + content[4:], "is no GGUF file, or is cut"),
+        (lambda content: content.replace(b"llama", b"lemma"), "has architecture lemma"),
+        (lambda content: content.replace(b"attn_k.w", b"attn_z.w"), "lacks the tensors"),
+        (lambda content: content[:-5000], "cut or damaged"),
+    ],
+    ids=["header alone", "magic", "architecture", "name", "cut"],
+)
+def test_damaged_and_foreign_files_are_refused(
+    packed: Any, tmp_path: Path, damage: Any, text: str
+) -> None:
+    path = tmp_path / "wide.gguf"
+    write_gguf(packed(replace(WIDE, num_layers=1)), path, weights="tq2_0")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"(?s)wide\.gguf .*{text}"):
+        open_source(path)
 
 
 ROW = {"scale_rule": "least_squares", "granularity": "row", "group_size": None}
