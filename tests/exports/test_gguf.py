@@ -165,19 +165,21 @@ def test_an_export_that_is_imported_gives_the_same_logits(
     packed: Any, tmp_path: Path, changes: dict[str, bool], weights: str
 ) -> None:
     shape = replace(WIDE, **changes)
-    bits = None if weights == "f16" else 8
-    file = packed(shape, QuantConfig("ternary", "absmean", "row", None, bits))
+    file = packed(shape)
     write_gguf(file, tmp_path / "wide.gguf", weights=weights)
     source = open_source(tmp_path / "wide.gguf")
     assert source.model == shape
     assert (source.quant is None) == (weights == "f16")
+    if source.quant is not None:
+        # Float activations, as packed: int8 ones make noise of what float16 does to the scales.
+        source = replace(source, quant=replace(source.quant, activation_bits=None))
     ours, theirs = (
         Tokenizer.from_bytes(model) for model in (file.tokenizer_bytes, source.tokenizer)
     )
     assert theirs.encode(TEXT) == ours.encode(TEXT) and theirs.special_ids == ours.special_ids
     found, expected = source.load().model(IDS), load_model(file.path)(IDS)
-    # float16 moves each scale by up to 2 ** -11, and with it here and there an int8 activation.
-    assert float((found - expected).norm() / expected.norm()) < 5e-3
+    # float16 moves each scale by up to 2 ** -11.
+    assert float((found - expected).norm() / expected.norm()) < 2e-3
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "path",
         type=Path,
-        help="a checkpoint of Trilith, a Hugging Face folder of the Llama family, a llama2.c or "
-        "bitllama2.c .bin, or a packed file",
+        help="a checkpoint of Trilith, a Hugging Face folder of the Llama family, a GGUF file, "
+        "a llama2.c or bitllama2.c .bin, or a packed file",
     )
     parser.add_argument(
         "choices",
