@@ -133,8 +133,8 @@ def _step(one: Prepared, batch: Batch, recipe: Recipe) -> float:
     device_type = batch.inputs_BT.device.type
     _synchronize()
     start = time.perf_counter()
-    start_quantized_step(one.model, step=0, num_steps=1, recipe=recipe)
     with torch.autocast(device_type, torch.bfloat16, enabled=one.arm.is_bf16):
+        start_quantized_step(one.model, step=0, num_steps=1, recipe=recipe)
         total = next_token_objective(one.model, batch).total
     total.backward()
     torch.nn.utils.clip_grad_norm_(one.model.parameters(), recipe.clip_norm)

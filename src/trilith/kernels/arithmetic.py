@@ -34,6 +34,7 @@ from trilith.quant import (
 # torch._int_mm takes more than 16 rows and multiples of 8 columns.
 _INT_MM_ROWS = 17
 _INT_MM_COLUMNS = 8
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def fastest_arithmetic(device: torch.device) -> Arithmetic:
@@ -73,7 +74,7 @@ class TensorCoreArithmetic(Arithmetic):
         num_tokens = rows.shape[0]
         if num_tokens < _INT_MM_ROWS:
             rows = F.pad(rows, (0, 0, 0, _INT_MM_ROWS - num_tokens))
-        sums = torch._int_mm(rows, weight.numerators.to(torch.int8).T)[:num_tokens]
+        sums = torch._int_mm(rows, weight.numerators.T)[:num_tokens]
         return _scaled(sums.float(), x, activation, weight, grid)
 
 
@@ -99,7 +100,11 @@ class NativeArithmetic(Arithmetic):
     def step_weight(self, latent: Tensor, scale: Tensor, grid: Grid) -> StepWeight:
         if not (_is_ternary(grid) and _is_plain(latent)):
             return super().step_weight(latent, scale, grid)
-        numerators, quantized = torch.empty_like(latent), torch.empty_like(latent)
+        dtype = output_dtype(latent)
+        if dtype not in _NATIVE_DTYPES:
+            return super().step_weight(latent, scale, grid)
+        numerators = torch.empty_like(latent, dtype=torch.int8)
+        quantized = torch.empty_like(latent, dtype=dtype)
         library = load_native().library
         assert library is not None
         struct = _step_struct(latent, scale.contiguous(), numerators, quantized)
@@ -110,7 +115,7 @@ class NativeArithmetic(Arithmetic):
         num_in = weight.numerators.shape[1]
         dtype = output_dtype(x)
         fits = num_in <= MAX_INPUTS and grid.numerators[-1] <= MAX_OFFSET
-        if not (fits and x.is_cpu and dtype in (torch.float32, torch.bfloat16)):
+        if not (fits and x.is_cpu and dtype in _NATIVE_DTYPES):
             return super().multiply(x, weight, grid)
         if self._tiles is None or self._of is not weight.numerators:
             tiles = tile(weight.numerators, weight.scale, grid)
@@ -171,4 +176,6 @@ def _step_struct(
     num_rows, num_in = latent.shape
     outputs = [None if tensor is None else tensor.data_ptr() for tensor in (numerators, quantized)]
     pointers = (latent.data_ptr(), scale.data_ptr(), *outputs)
-    return StepWeightStruct(*pointers, num_rows, num_in, scale.shape[1], scale.shape[0])
+    is_bfloat16 = quantized is not None and quantized.dtype == torch.bfloat16
+    sizes = (num_rows, num_in, scale.shape[1], scale.shape[0])
+    return StepWeightStruct(*pointers, is_bfloat16, *sizes)
