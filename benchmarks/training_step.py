@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", default=["125m", "350m", "1.3b"] if on_gpu else ["nano", "micro"]
     )
-    parser.add_argument("--quant", default="ternary_fitted", help="a file of conf/quant")
+    parser.add_argument("--quant", default="ternary", help="a file of conf/quant")
     parser.add_argument("--vocab-size", type=int, default=32_000 if on_gpu else 2048)
     parser.add_argument("--batch", type=int, default=8 if on_gpu else 4, help="sequences a step")
     parser.add_argument("--context", type=int, default=2048 if on_gpu else 256)
