@@ -89,12 +89,12 @@ def main() -> None:
 
 def _arms(on_gpu: bool) -> Iterator[Arm]:
     eager = AccelerationConfig("int8", compile=False, checkpoint_activations=False)
-    compiled = AccelerationConfig("float", compile=True, checkpoint_activations=False)
+    compiled = AccelerationConfig("int8", compile=True, checkpoint_activations=False)
     if on_gpu:
-        int8 = AccelerationConfig("int8", compile=True, checkpoint_activations=False)
-        yield Arm("dense bf16", False, True, compiled)
-        yield Arm("ternary bf16", True, True, compiled)
-        yield Arm("ternary int8", True, True, int8)
+        bf16 = AccelerationConfig("float", compile=True, checkpoint_activations=False)
+        yield Arm("dense bf16", False, True, bf16)
+        yield Arm("ternary bf16", True, True, bf16)
+        yield Arm("ternary int8", True, True, compiled)
         return
     for precision, is_bf16 in (("fp32", False), ("bf16", True)):
         for way, acceleration in (("eager", eager), ("compiled", compiled)):

@@ -27,6 +27,7 @@ from trilith.quant import (
     QuantConfig,
     QuantizedActivation,
     StepWeight,
+    grid_named,
     output_dtype,
     quantize_activation,
 )
@@ -88,7 +89,7 @@ class NativeArithmetic(Arithmetic):
 
     def refine(self, latent: Tensor, scale: Tensor, config: QuantConfig) -> Tensor:
         has_own_scales = config.granularity != "tensor"
-        if not (has_own_scales and _is_ternary(config.levels) and _is_plain(latent)):
+        if not (has_own_scales and _is_native_step(latent, config.levels)):
             return super().refine(latent, scale, config)
         refined = scale.clone()
         library = load_native().library
@@ -98,10 +99,8 @@ class NativeArithmetic(Arithmetic):
         return refined
 
     def step_weight(self, latent: Tensor, scale: Tensor, grid: Grid) -> StepWeight:
-        if not (_is_ternary(grid) and _is_plain(latent)):
-            return super().step_weight(latent, scale, grid)
         dtype = output_dtype(latent)
-        if dtype not in _NATIVE_DTYPES:
+        if not (_is_native_step(latent, grid) and dtype in _NATIVE_DTYPES):
             return super().step_weight(latent, scale, grid)
         numerators = torch.empty_like(latent, dtype=torch.int8)
         quantized = torch.empty_like(latent, dtype=dtype)
@@ -117,12 +116,29 @@ class NativeArithmetic(Arithmetic):
         fits = num_in <= MAX_INPUTS and grid.numerators[-1] <= MAX_OFFSET
         if not (fits and x.is_cpu and dtype in _NATIVE_DTYPES):
             return super().multiply(x, weight, grid)
+        if torch.compiler.is_compiling():
+            operands = (x, weight.numerators, weight.scale)
+            return Product(*_opaque_product(*operands, grid.name, self.isa.number, dtype))
         if self._tiles is None or self._of is not weight.numerators:
-            tiles = tile(weight.numerators, weight.scale, grid)
-            struct = weight_struct(tiles, weight.numerators.shape, grid)
-            self._tiles = _StepTiles(tiles, struct)
+            self._tiles = _step_tiles(weight.numerators, weight.scale, grid)
             self._of = weight.numerators
-        return _multiply(x.float().contiguous(), self._tiles, self.isa, dtype)
+        return _multiply(x, self._tiles, self.isa.number, dtype)
+
+
+@torch.library.custom_op("trilith::int8_product", mutates_args=())
+def _opaque_product(
+    x: Tensor, numerators: Tensor, scale: Tensor, grid: str, isa: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The product for torch.compile, which cannot see into it; it keeps no tiles."""
+    return _multiply(x, _step_tiles(numerators, scale, grid_named(grid)), isa, dtype)
+
+
+@_opaque_product.register_fake
+def _(
+    x: Tensor, numerators: Tensor, scale: Tensor, grid: str, isa: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    outputs = x.new_empty((*x.shape[:-1], numerators.shape[0]), dtype=torch.float32)
+    return outputs, x.new_empty(x.shape, dtype=dtype)
 
 
 def _scaled(
@@ -142,7 +158,13 @@ class _StepTiles(NamedTuple):
     struct: WeightStruct
 
 
-def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Product:
+def _step_tiles(numerators: Tensor, scale: Tensor, grid: Grid) -> _StepTiles:
+    tiles = tile(numerators, scale, grid)
+    return _StepTiles(tiles, weight_struct(tiles, numerators.shape, grid))
+
+
+def _multiply(x: Tensor, tiles: _StepTiles, isa: int, dtype: torch.dtype) -> Product:
+    x = x.float().contiguous()
     num_tokens = x.numel() // x.shape[-1]
     outputs = torch.empty(*x.shape[:-1], tiles.struct.num_out)
     activations = torch.empty(x.shape, dtype=dtype)
@@ -154,7 +176,7 @@ def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Pro
         outputs.data_ptr(),
         ctypes.byref(QuantizedStruct(activations.data_ptr(), dtype == torch.bfloat16)),
         num_tokens,
-        isa.number,
+        isa,
         torch.get_num_threads(),
     )
     if failed:
@@ -162,12 +184,10 @@ def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Pro
     return Product(outputs, activations)
 
 
-def _is_ternary(grid: Grid) -> bool:
-    return grid.numerators == (-1, 0, 1)
-
-
-def _is_plain(latent: Tensor) -> bool:
-    return latent.is_cpu and latent.dtype == torch.float32 and latent.is_contiguous()
+def _is_native_step(latent: Tensor, grid: Grid) -> bool:
+    """True where a step's weight is made by the C functions; compiled, torch fuses its own."""
+    is_plain = latent.is_cpu and latent.dtype == torch.float32 and latent.is_contiguous()
+    return is_plain and grid.numerators == (-1, 0, 1) and not torch.compiler.is_compiling()
 
 
 def _step_struct(
