@@ -67,21 +67,22 @@ def main() -> None:
     options = parser.parse_args()
     prepare_cpu(options.threads)
     device = torch.device("cuda" if on_gpu else "cpu")
-    peak, peak_name = find_peak(HardwareConfig(options.threads, None))
+    peaks = [find_peak(HardwareConfig(options.threads, None), is_bfloat16=x) for x in (False, True)]
     arms = [a for a in _arms(on_gpu) if not (options.no_compile and a.acceleration.compile)]
     rows: list[dict[str, Any]] = []
     print(f"{'model':<7}{'arm':<24}{'step ms':>9}{'tokens/s':>11}{'MFU':>7}{'x dense':>9}")
     for name in options.models:
         for row in _measure(name, arms, options, device):
-            row["mfu"] = row.pop("flops_per_s") / peak
+            row["mfu"] = row.pop("flops_per_s") / peaks[row["arm"].endswith("bf16") or on_gpu].flops
             rows.append(row)
             print(
                 f"{row['model']:<7}{row['arm']:<24}{row['step_ms']:>9.1f}"
                 f"{row['tokens_per_s']:>11.0f}{row['mfu']:>7.2f}{row['ratio_to_dense']:>9.2f}"
             )
-    print(f"peak for MFU: {peak_name}; {device_name()}")
+    named = "; ".join(dict.fromkeys(peak.name for peak in peaks))
+    print(f"peaks for MFU: {named}; {device_name()}")
     if options.json:
-        hardware = {"device": device_name(), "python": platform.python_version(), "peak": peak_name}
+        hardware = {"device": device_name(), "python": platform.python_version(), "peak": named}
         settings = {k: v for k, v in vars(options).items() if k != "json"}
         content = {"hardware": hardware, "settings": settings, "rows": rows}
         options.json.write_text(json.dumps(content, indent=2) + "\n")

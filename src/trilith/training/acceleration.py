@@ -18,8 +18,8 @@ class AccelerationConfig:
 
     `arithmetic` is that of projections on a grid: "int8" where the machine has kernels for it,
     "float" whole numbers in floating point; both are exact and give the same losses. `compile`
-    compiles each block with torch.compile, which takes a minute once. `checkpoint_activations` keeps only the
-    inputs of each block and computes the rest again in the backward pass.
+    compiles each block with torch.compile, which takes a minute once. `checkpoint_activations`
+    keeps only the inputs of each block and computes the rest again in the backward pass.
     """
 
     arithmetic: Literal["int8", "float"]
