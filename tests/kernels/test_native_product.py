@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trilith.kernels import Isa, NativeProduct, PackedWeight, pack_weight, packed_product
+from trilith.kernels import (
+    Isa,
+    NativeProduct,
+    PackedWeight,
+    layouts_for,
+    pack_weight,
+    packed_product,
+)
 from trilith.quant import GRIDS, QuantizedWeight, codecs_for, quantize_activation
 
 NUM_TOKENS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 70, 130)
@@ -68,7 +75,9 @@ def _random_cases() -> list[Case]:
 
 def test_500_random_products_are_the_reference_to_the_last_bit(isa: Isa) -> None:
     for case in _random_cases():
-        assert torch.equal(NativeProduct(case.weight, isa)(case.x), case.expected), case.name
+        for layout in layouts_for(case.weight.grid):
+            product = NativeProduct(case.weight, isa, layout)
+            assert torch.equal(product(case.x), case.expected), (case.name, layout)
 
 
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)

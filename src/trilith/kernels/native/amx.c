@@ -1,12 +1,12 @@
 /* AMX int8 for prompts: 32 tokens x 32 outputs in four tiles; single tokens go to VNNI.
  *
- * The planes of four tiles of the weight are the 16 rows of one AMX tile of 64 inputs. */
+ * The planes of the weight's tiles are the rows of AMX tiles of 64 inputs. */
 #include "trilith.h"
 
 #if defined(__x86_64__) && defined(HAVE_AMX)
-#include <immintrin.h>
+#include "avx512_digits.h"
 
-#define FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8"
+#define FEATURES AVX512_FEATURES ",amx-tile,amx-int8"
 #define TARGET __attribute__((target(FEATURES)))
 #define INLINE static inline __attribute__((always_inline, target(FEATURES)))
 
@@ -26,6 +26,19 @@ TARGET static void configure(void) {
         config.rows[tile] = ROWS;
     }
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
+}
+
+/* Five rows of digits from each tile of 64 bytes. */
+INLINE void unpack_digits(const product *p, int64_t block, uint8_t *rows) {
+    for (int64_t group = 0; group < p->weight.num_groups; group++) {
+        const uint8_t *tile = tiles_of(p, block, group);
+        uint8_t *row = rows + group * p->group_steps * TILE_BYTES;
+        for (int64_t i = 0; i < p->group_tiles; i++) {
+            __m512i bytes = _mm512_loadu_si512(tile + 64 * i);
+            for (int plane = 0; plane < planes_of(BASE3); plane++, row += STEP)
+                _mm512_storeu_si512(row, next_digit(&bytes));
+        }
+    }
 }
 
 /* Unpack all groups of a block into AMX tiles: [num_groups, group_steps, ROWS, STEP]. */
@@ -48,8 +61,10 @@ INLINE void unpack_bits(const product *p, int bits, int64_t block, uint8_t *rows
 }
 
 INLINE void unpack(const product *p, int64_t block, uint8_t *rows) {
-    if (p->weight.bits == 2)
+    if (p->weight.layout == BITS2)
         unpack_bits(p, 2, block, rows);
+    else if (p->weight.layout == BASE3)
+        unpack_digits(p, block, rows);
     else
         unpack_bits(p, 4, block, rows);
 }

@@ -97,8 +97,8 @@ int multiply(
     product p = {
         .weight = *w,
         .num_blocks = ceil_div(w->num_out, BLOCK),
-        .group_tiles = ceil_div(w->num_in / w->num_groups, TILE_IN),
-        .group_steps = ceil_div(w->num_in / w->num_groups, STEP),
+        .group_tiles = tiles_of_group(w),
+        .group_steps = ceil_div(tiles_of_group(w) * planes_of(w->layout) * QUAD, STEP),
         .num_tokens = num_tokens,
         .panel_rows = num_tokens == 1 ? 1 : PANEL,
         .out = out,
