@@ -112,6 +112,11 @@ static inline const uint8_t *tiles_of(const product *p, int64_t block, int64_t g
     return p->weight.codes + tile * tile_bytes(p->weight.layout);
 }
 
+/* Bytes of a block whose codes are unpacked: [num_groups, group_steps * STEP / QUAD, STEP]. */
+static inline int64_t unpacked_bytes(const product *p) {
+    return p->weight.num_groups * p->group_steps * STEP * BLOCK;
+}
+
 static inline int8_t *values_of(const product *p, int64_t token, int64_t group) {
     int64_t panel = token / p->panel_rows, row = token % p->panel_rows;
     int64_t step = (panel * p->weight.num_groups + group) * p->group_steps;
