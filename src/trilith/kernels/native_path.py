@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
 from trilith.kernels.weight import PackedWeight
-from trilith.quant import Grid, numerators_of
+from trilith.quant import Codec, Grid, numerators_of
 
 Layout = Literal["bits2", "base3", "bits4"]
 
@@ -35,6 +35,8 @@ _GEOMETRY: dict[Layout, _Geometry] = {
 BLOCK = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
 MAX_INPUTS = 2**19
+# A quarter as many bytes are about what the last cache of a processor holds.
+CACHED_WEIGHTS = 2**27
 # The same, times 256, for digits of base 3 that are added where they are.
 MAX_BASE3_INPUTS = 2**15
 MAX_OFFSET = 16
@@ -49,12 +51,12 @@ class NativeProduct(nn.Module):
     levels: Tensor
     factor: Tensor
 
-    def __init__(self, weight: PackedWeight, isa: Isa, layout: Layout | None = None) -> None:
+    def __init__(self, weight: PackedWeight, isa: Isa, *, layout: Layout) -> None:
         super().__init__()
         assert fits_native(weight), weight.shape
         self.isa = isa
         self.num_out, self.num_in = weight.shape
-        self.layout = layout or layouts_for(weight.grid)[0]
+        self.layout = layout
         numerators = numerators_of(weight.codes(), weight.grid, torch.int8)
         tiles = tile(numerators, weight.scale, grid=weight.grid, layout=self.layout)
         for name, tensor in tiles._asdict().items():
@@ -160,11 +162,28 @@ def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, layout: Layout) -> i
     return -(-num_out // BLOCK) * num_groups * group_tiles * geometry.tile_bytes
 
 
-def native_bytes(shape: tuple[int, int], *, num_groups: int, grid: Grid) -> int:
+def native_bytes(shape: tuple[int, int], *, num_groups: int, layout: Layout) -> int:
     """Bytes that kernels hold of a weight of this shape: tiles, levels and factors."""
     padded_out = -(-shape[0] // BLOCK) * BLOCK
     factors = torch.float32.itemsize * num_groups * padded_out
-    return tiled_bytes(shape, num_groups, layout=layouts_for(grid)[0]) + NUM_LEVELS + factors
+    return tiled_bytes(shape, num_groups, layout=layout) + NUM_LEVELS + factors
+
+
+def layout_in_memory(grid: Grid, *, codec: Codec, num_weights: int, group_in: int) -> Layout:
+    """Return how kernels hold a weight of a model.
+
+    What the caches hold is fastest with 2 bits; beyond, fewer bytes are faster.
+
+    Args:
+        grid: of the weight.
+        codec: as the file has it; base 3 stays base 3 where that pays.
+        num_weights: of all projections of the model.
+        group_in: inputs that share a scale.
+    """
+    layouts = layouts_for(grid)
+    is_large = num_weights > CACHED_WEIGHTS and group_in <= MAX_BASE3_INPUTS
+    keeps_base3 = is_large and codec.name == "base3" and "base3" in layouts
+    return "base3" if keeps_base3 else layouts[0]
 
 
 def layouts_for(grid: Grid) -> tuple[Layout, ...]:
