@@ -83,8 +83,8 @@ def test_a_checkpoint_becomes_the_file_that_the_stage_makes(
     ("choices", "codec", "dtype"),
     [
         ([], "base3", "int8"),
-        (["pack=bits2"], "bits2", "int8"),
-        (["pack.codec=bits2", "pack.embedding=bf16"], "bits2", "bfloat16"),
+        (["--codec", "bits2"], "bits2", "int8"),
+        (["--codec", "bits2", "--embedding", "bf16"], "bits2", "bfloat16"),
     ],
 )
 def test_choices_of_conf_decide(
@@ -92,7 +92,7 @@ def test_choices_of_conf_decide(
 ) -> None:
     out = project / "out.safetensors"
     options = ("--out", out, "--tokenizer", project / "tokenizer.model")
-    assert _run(capsys, checkpoint, *choices, *options)[0] == 0
+    assert _run(capsys, checkpoint, *options, *choices)[0] == 0
     tensors = read_packed(out).manifest.tensors
     assert {entry.codes.codec for entry in tensors.values() if entry.codes} == {codec}
     assert tensors["embedding.weight"].dtype == dtype
@@ -126,8 +126,8 @@ def test_a_packed_file_is_packed_again_with_another_codec(
 ) -> None:
     one, two = project / "one.safetensors", project / "two.safetensors"
     tokenizer = ("--tokenizer", project / "tokenizer.model")
-    assert _run(capsys, checkpoint, "pack.embedding=bf16", "--out", one, *tokenizer)[0] == 0
-    assert _run(capsys, one, "pack=bits2", "pack.embedding=bf16", "--out", two)[0] == 0
+    assert _run(capsys, checkpoint, "--embedding", "bf16", "--out", one, *tokenizer)[0] == 0
+    assert _run(capsys, one, "--codec", "bits2", "--embedding", "bf16", "--out", two)[0] == 0
     assert torch.equal(load_model(one)(IDS), load_model(two)(IDS))
     assert read_packed(one).manifest.provenance == read_packed(two).manifest.provenance
 
@@ -161,9 +161,9 @@ def test_after_an_error_nothing_is_left(capsys: Capture, tmp_path: Path) -> None
     [
         (["--out", "out.bin"], "must be a file that ends with .safetensors"),
         (["--out", "out.safetensors"], "comes without its tokenizer"),
-        (["model=7b", "--out", "out.safetensors", "--tokenizer"], "model=7b has no effect"),
-        (["pack=zip", "--out", "out.safetensors", "--tokenizer"], "pack/zip"),
-        (["pack.codec=bits1", "--out", "out.safetensors", "--tokenizer"], "pack.codec=bits1"),
+        (["--codec", "zip", "--out", "out.safetensors", "--tokenizer"], "pack.codec='zip'"),
+        (["--codec", "bits1", "--out", "out.safetensors", "--tokenizer"], "pack.codec=bits1"),
+        (["--embedding", "f8", "--out", "out.safetensors", "--tokenizer"], "pack.embedding='f8'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -180,8 +180,20 @@ def test_wrong_use_is_one_clear_line(
 
 def test_a_dense_model_has_no_codec_to_choose(capsys: Capture, project: Path) -> None:
     path = write_llama2c(project / "a", drawn()[1])
-    code, _, err = _run(capsys, path, "pack=bits2", "--out", project / "out.safetensors")
-    assert code == 1 and "is dense and stays in bfloat16, where pack=bits2 has no effect" in err
+    code, _, err = _run(capsys, path, "--codec", "bits2", "--out", project / "out.safetensors")
+    assert code == 1 and "is dense and stays in bfloat16, where --codec has no effect" in err
+
+
+def test_without_a_project_both_choices_are_given(
+    capsys: Capture, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out.safetensors"
+    options = ("--out", out, "--tokenizer", tmp_path / "tokenizer.model", "--codec", "bits2")
+    code, _, err = _run(capsys, checkpoint, *options)
+    assert code == 1 and "give --codec and --embedding" in err
+    assert _run(capsys, checkpoint, *options, "--embedding", "int8")[0] == 0
+    read_packed(out)
 
 
 def test_another_tokenizer_than_in_training_is_refused(

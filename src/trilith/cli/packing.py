@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from trilith.imports import Source
     from trilith.packed import PackConfig
 
+# Keys of the section `pack`, for a model on a grid.
+_CHOICES = {
+    "codec": "of the projections: smallest, base3, bits1, bits2 or bits3",
+    "embedding": "precision of embedding and head: bf16 or int8",
+}
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
@@ -22,16 +28,13 @@ def add_parser(commands: Any) -> None:
         help="a checkpoint of Trilith, a Hugging Face folder of the Llama family, a GGUF file, "
         "a llama2.c or bitllama2.c .bin, or a packed file",
     )
-    parser.add_argument(
-        "choices",
-        nargs="*",
-        help="of conf/pack, for a model on a grid, such as: pack=bits2 pack.embedding=bf16",
-    )
     add_output(parser, metavar="FILE", help_text="the .safetensors file to write")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model or tokenizer.bin"
     )
     parser.add_argument("--name", help="of the model; default: that of its folder or file")
+    for key, text in _CHOICES.items():
+        parser.add_argument(f"--{key}", help=f"{text}; default: what the project's conf/ says")
     parser.set_defaults(run=run)
 
 
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         source = source.renamed(options.name)
     if source.tokenizer is None:
         raise ValueError(f"{source.path} comes without its tokenizer; give it with --tokenizer")
-    config = _config(source, options.choices)
+    config = _config(source, options)
     proof_tokens = drawn_proof_tokens(source.model)
     report = pack_checkpoint(
         source.load() if source.is_own else source.load_with_origin(),
@@ -67,14 +70,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(source: "Source", choices: list[str]) -> "PackConfig":
+def _config(source: "Source", options: argparse.Namespace) -> "PackConfig":
     from trilith.packed import DENSE
 
+    values = {key: getattr(options, key) for key in _CHOICES}
+    given = {key: value for key, value in values.items() if value is not None}
     if source.quant is not None:
-        return compose_pack(choices)
-    if choices:
+        return compose_pack(given)
+    if given:
         raise ValueError(
-            f"{source.path} is dense and stays in bfloat16, where {' '.join(choices)} has no "
+            f"{source.path} is dense and stays in bfloat16, where --{' and --'.join(given)} has no "
             "effect; leave it out"
         )
     return DENSE

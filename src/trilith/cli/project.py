@@ -42,25 +42,30 @@ def compose_plan(overrides: Sequence[str]) -> dict[str, Any]:
     return content | {"model": _shape(content["model"], source=project / "conf")}
 
 
-def compose_pack(overrides: Sequence[str]) -> "PackConfig":
-    """Compose the section `pack` from conf/, params.yaml and overrides such as `pack=bits2`.
+def compose_pack(given: dict[str, str]) -> "PackConfig":
+    """Return how to pack: what is given, and the section `pack` of conf/ and params.yaml.
+
+    Args:
+        given: values of PackConfig by key; a project is needed only for those that are missing.
 
     Raises:
-        ValueError: as `compose_model`, or an override is of another section.
+        ValueError: as `compose_model`, or a value is not known.
     """
     from trilith.packed import PackConfig
 
-    for override in overrides:
-        if override != "pack" and not override.startswith(("pack=", "pack.")):
+    keys = {field.name for field in fields(PackConfig)}
+    section: dict[str, Any] = {}
+    if keys - set(given):
+        if project_folder() is None:
             raise ValueError(
-                f"{override} has no effect on how a model is packed; what has: pack, pack.codec "
-                "and pack.embedding"
+                f"no folder conf/model in {Path.cwd()} or above says how to pack; change to a "
+                f"project folder, or give {' and '.join(f'--{key}' for key in sorted(keys))}"
             )
-    section = _compose(_project(), overrides, sections=("pack",))["pack"]
+        section = _compose(_project(), (), sections=("pack",))["pack"]
     try:
-        return PackConfig(**section)
+        return PackConfig(**(section | given))
     except TypeError as error:
-        raise ValueError(f"section pack of {_project() / 'conf'}: {error}") from None
+        raise ValueError(f"section pack of the project: {error}") from None
 
 
 def has_plan_sections() -> bool:
