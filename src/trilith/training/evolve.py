@@ -9,7 +9,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 EVOLVED = "evolved"
 CONTROL = "dense_continued"
 
+AnswerPacking = Literal["none", "best_fit"]
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -52,7 +54,9 @@ class EvolveConfig:
     """Phases of the descent by name, in order, and what they share.
 
     Each step sees `answer_rows` instructions of at most `answer_length` tokens beside the plain
-    windows of the training section; `kl_weight` times the forward KL divergence from the dense
+    windows of the training section. `answer_packing` says how many instructions a row of answers
+    holds: one ("none"), or as many as fit ("best_fit"), which do not see each other, and then
+    `answer_rows` counts rows. `kl_weight` times the forward KL divergence from the dense
     twin on the plain text is added to the cross-entropy. `recipe` starts anew with each phase.
     """
 
@@ -60,11 +64,17 @@ class EvolveConfig:
     recipe: Recipe
     answer_rows: int
     answer_length: int
+    answer_packing: AnswerPacking
     kl_weight: float
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("evolve.phases is empty; name at least one phase")
+        if self.answer_packing not in get_args(AnswerPacking):
+            raise ValueError(
+                f"evolve.answer_packing={self.answer_packing!r} is not known; choose none or "
+                "best_fit"
+            )
         if self.answer_rows < 1 or self.answer_length < 8:
             raise ValueError(
                 f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
@@ -100,11 +110,12 @@ class PlainAndAnswers:
 
 
 class EvolveInputs(NamedTuple):
-    """What the evolution starts from."""
+    """What the evolution starts from; `licence` is that of foreign instructions."""
 
     twin: Checkpoint
     tokens_dir: Path
     answers: AnswerRows
+    licence: str | None = None
 
 
 class _Job(NamedTuple):
@@ -149,7 +160,8 @@ def evolve(
     if is_first_process():
         require_room(_needs(setting, out_dir))
     metrics: dict[str, Any] = {
-        "answers/train": len(inputs.answers.tokens),
+        "answers/train": inputs.answers.num_examples,
+        "answers/num_rows": len(inputs.answers.tokens),
         "answers/num_cut": inputs.answers.num_cut,
         "answers/num_dropped": inputs.answers.num_dropped,
     }
@@ -231,7 +243,8 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     )
     metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
     num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
-    num_answers = num_steps * _batches_per_step(setting) * setting.config.answer_rows
+    num_rows = num_steps * _batches_per_step(setting) * setting.config.answer_rows
+    num_answers = num_rows * inputs.answers.num_examples // len(inputs.answers.tokens)
     seen = before.provenance
     provenance = seen | {
         "name": job.name,
@@ -240,6 +253,8 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         "num_answers_seen": seen.get("num_answers_seen", 0) + num_answers,
         "num_steps": seen["num_steps"] + num_steps,
     }
+    if inputs.licence is not None:
+        provenance["instructions_licence"] = inputs.licence
     if is_first_process():
         result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
         write_json(curves_dir / "metrics.json", metrics)
@@ -272,7 +287,8 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
     def objective(model: Transformer, batch: EvolveBatch) -> Loss:
         plain_logits = model(batch.plain.inputs_BT)
         plain = cross_entropy(plain_logits, batch.plain)
-        answers = cross_entropy(model(batch.answers.inputs_BT), batch.answers)
+        answer_logits = model(batch.answers.inputs_BT, segments_BT=batch.answers.segments_BT)
+        answers = cross_entropy(answer_logits, batch.answers)
         num_plain = counted_targets(batch.plain)
         num_answers = counted_targets(batch.answers)
         total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
@@ -302,6 +318,7 @@ def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
         inputs.answers.answer_mask,
         batch_size=setting.config.answer_rows,
         seed=seed + 1,
+        segments=inputs.answers.segments,
     )
     return PlainAndAnswers(plain, answers, first=first_step * _batches_per_step(setting))
 
