@@ -10,10 +10,13 @@ from trilith.evolution.dataset import (
 )
 from trilith.evolution.descent import grid_sqnr_db
 from trilith.evolution.distill import forward_kl
+from trilith.evolution.gridfit import FitMethod, GridFit, fit_to_grid
 from trilith.evolution.instructions import Instruction, SourceText, Turn, derive_instructions
 
 __all__ = [
     "AnswerRows",
+    "FitMethod",
+    "GridFit",
     "Instruction",
     "InstructionConfig",
     "InstructionSet",
@@ -24,6 +27,7 @@ __all__ = [
     "check_files",
     "derive_instructions",
     "encode_instructions",
+    "fit_to_grid",
     "forward_kl",
     "grid_sqnr_db",
     "pack_instructions",

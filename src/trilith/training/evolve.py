@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db
+from trilith.evolution import AnswerRows, FitMethod, fit_to_grid, forward_kl, grid_sqnr_db
 from trilith.files import is_first_process, read_json, remove, replacing, write_json
 from trilith.model import Checkpoint, Transformer, load_checkpoint, move_to_grid, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
-from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows
+from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
 from trilith.training.devices import wait_for_all
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.memory import state_bytes
@@ -56,8 +56,11 @@ class EvolveConfig:
     Each step sees `answer_rows` instructions of at most `answer_length` tokens beside the plain
     windows of the training section. `answer_packing` says how many instructions a row of answers
     holds: one ("none"), or as many as fit ("best_fit"), which do not see each other, and then
-    `answer_rows` counts rows. `kl_weight` times the forward KL divergence from the dense
-    twin on the plain text is added to the cross-entropy. `recipe` starts anew with each phase.
+    `answer_rows` counts rows. `fit` says how the latent weights are put on a phase's grid before
+    its first step (`trilith.evolution.fit_to_grid`), and `calibration_windows` on how many windows
+    of the training split it is done and its error measured. `kl_weight` times the forward KL
+    divergence from the dense twin on the plain text is added to the cross-entropy. `recipe` starts
+    anew with each phase.
     """
 
     phases: dict[str, Phase]
@@ -65,6 +68,8 @@ class EvolveConfig:
     answer_rows: int
     answer_length: int
     answer_packing: AnswerPacking
+    fit: FitMethod
+    calibration_windows: int
     kl_weight: float
 
     def __post_init__(self) -> None:
@@ -75,6 +80,7 @@ class EvolveConfig:
                 f"evolve.answer_packing={self.answer_packing!r} is not known; choose none or "
                 "best_fit"
             )
+        self._check_fit()
         if self.answer_rows < 1 or self.answer_length < 8:
             raise ValueError(
                 f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
@@ -86,6 +92,24 @@ class EvolveConfig:
             )
         for phase in self.phases.values():
             self.recipe.check_length(phase.num_steps)
+
+    def _check_fit(self) -> None:
+        if self.fit not in get_args(FitMethod):
+            raise ValueError(
+                f"evolve.fit={self.fit!r} is not known; choose plain, weighted or gptq"
+            )
+        if self.calibration_windows < 1:
+            raise ValueError(
+                f"evolve.calibration_windows={self.calibration_windows} must be at least 1"
+            )
+        for name, phase in self.phases.items():
+            rule = phase.quant.scale_rule
+            if self.fit != "plain" and rule not in ("least_squares", "learned"):
+                raise ValueError(
+                    f"evolve.fit={self.fit} with evolve.phases.{name}.quant.scale_rule={rule}, "
+                    "which takes scales from the weights at each use and keeps no fitted one; use "
+                    "least_squares or learned, or evolve.fit=plain"
+                )
 
 
 class EvolveBatch(NamedTuple):
@@ -135,6 +159,7 @@ class _Setting(NamedTuple):
     config: EvolveConfig
     train: TrainConfig
     place: RunPlace
+    calibration_NT: Tensor
 
 
 def evolve(
@@ -156,7 +181,7 @@ def evolve(
         ValueError: the shards are not those of the twin, or windows or answers are too long for it.
     """
     _check_inputs(inputs, config, train)
-    setting = _Setting(inputs, config, train, place)
+    setting = _Setting(inputs, config, train, place, _calibration(inputs, config, train, place))
     if is_first_process():
         require_room(_needs(setting, out_dir))
     metrics: dict[str, Any] = {
@@ -229,8 +254,7 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     """Train one phase; save checkpoint and curves as a folder that every process then sees."""
     inputs, train, place = setting.inputs, setting.train, setting.place
     curves_dir = place.resume_dir / "curves" / job.name
-    model = move_to_grid(before.model, job.quant)
-    fitted = {} if job.quant is None else {"quant/fitted_sqnr_db": grid_sqnr_db(model)}
+    model, fitted = _on_grid(job, before.model, setting)
     plan = Plan(
         job.num_steps,
         setting.config.recipe,
@@ -264,6 +288,37 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         remove(phase_place.resume_dir)
     wait_for_all()
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
+
+
+class _Start(NamedTuple):
+    """The model that a phase starts from, and what is known of its fit."""
+
+    model: Transformer
+    metrics: dict[str, float]
+
+
+def _on_grid(job: _Job, before: Transformer, setting: _Setting) -> _Start:
+    if job.quant is None:
+        return _Start(move_to_grid(before, None), {})
+    method = setting.config.fit
+    model, errors = fit_to_grid(before, job.quant, method=method, windows_NT=setting.calibration_NT)
+    metrics = {
+        "quant/fitted_sqnr_db": grid_sqnr_db(model),
+        "fit/output_error": sum(errors.values()) / len(errors),
+    }
+    metrics |= {f"fit/output_error/{name}": error for name, error in errors.items()}
+    setting.place.wandb_run.log({f"{job.name}/{key}": value for key, value in metrics.items()})
+    return _Start(model, metrics)
+
+
+def _calibration(
+    inputs: EvolveInputs, config: EvolveConfig, train: TrainConfig, place: RunPlace
+) -> Tensor:
+    """Windows of the training split, drawn from the seed, that fits are made and measured on."""
+    tokens = open_split(inputs.tokens_dir, "train").tokens
+    num_windows = config.calibration_windows
+    windows = TokenWindows(tokens, context=train.context, batch_size=num_windows, seed=place.seed)
+    return windows.batch(0).inputs_BT
 
 
 def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
