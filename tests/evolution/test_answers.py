@@ -59,9 +59,16 @@ def test_no_instruction_gives_no_row() -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Ours, with pieces that span spaces and letters."""
-    words = [f"Name {n} colours of  the rainbow, and say why {n * n} is one." for n in range(400)]
-    config = TokenizerConfig(420, 1.0, 8, (), 10_000_000, 1)
-    return Tokenizer.from_bytes(train_tokenizer(words, config).model_bytes)
+    rng = random.Random(3)
+    words = [
+        "colour",
+        "of",
+        "  rain",
+        "\n\train",
+        *("".join(rng.sample("abcdefg", 4)) for _ in "x" * 99),
+    ]
+    texts = [" ".join(rng.choices(words, k=20)) for _ in range(200)]
+    return train_tokenizer(texts, TokenizerConfig(420, 1.0, 8, (), 10_000_000, 1))
 
 
 def random_instruction(rng: random.Random) -> Instruction:
@@ -149,14 +156,14 @@ def test_a_long_chat_loses_its_earliest_turns_and_then_the_beginning_of_a_prompt
     last = [4, *encode("89"), 5, *encode("ghi"), 6]
     middle = [4, *encode("012345"), 5, *encode("def"), 6]
     for length, kept in [
-        (37, [1, 4, *encode("01234567"), 5, *encode("abc"), 6, *middle, *last]),
-        (36, [1, *middle, *last]),
-        (21, [1, *last]),
+        (35, [1, 4, *encode("01234567"), 5, *encode("abc"), 6, *middle, *last]),
+        (34, [1, *middle, *last]),
+        (20, [1, *last]),
         (8, [1, 4, *encode("9"), 5, *encode("ghi"), 6]),
     ]:
         rows = encode_instructions([chat], encoder=Bytes(), marks=MARKS, length=length)
         assert [token for token in rows.tokens[0].tolist() if token != MARKS.pad] == kept
-        assert rows.num_cut == (length < 37)
+        assert rows.num_cut == (length < 35)
         answers = rows.tokens[0][rows.answer_mask[0]].tolist()
         assert answers.count(MARKS.end) == kept.count(MARKS.end)
     assert encode_instructions([chat], encoder=Bytes(), marks=MARKS, length=7).num_dropped == 1

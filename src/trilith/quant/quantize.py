@@ -53,6 +53,8 @@ def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:
         return absmean_scale(blocks)
     if config.scale_rule == "median":
         return median_scale(blocks)
+    if config.scale_rule == "unit":
+        return torch.ones(blocks.shape[:-1], device=latent.device)
     return least_squares_scale(blocks, config.levels)
 
 

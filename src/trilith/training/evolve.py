@@ -39,14 +39,14 @@ AnswerPacking = Literal["none", "best_fit"]
 
 @dataclass(frozen=True)
 class Phase:
-    """One step of the descent: a grid, and how many steps the model trains on it."""
+    """One step of the descent: a grid, and how many steps the model trains on it; 0 fits alone."""
 
     quant: QuantConfig
     num_steps: int
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"evolve.phases: num_steps={self.num_steps} must be at least 1")
+        if self.num_steps < 0:
+            raise ValueError(f"evolve.phases: num_steps={self.num_steps} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class EvolveConfig:
                 f"evolve.kl_weight={self.kl_weight} must not be negative, and be finite"
             )
         for phase in self.phases.values():
-            self.recipe.check_length(phase.num_steps)
+            if phase.num_steps:
+                self.recipe.check_length(phase.num_steps)
 
     def _check_fit(self) -> None:
         if self.fit not in get_args(FitMethod):
@@ -265,7 +266,11 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     phase_place = place._replace(
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
-    metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
+    metrics = fitted
+    if job.num_steps:
+        metrics |= fit(model, plan=plan, config=train, place=phase_place)
+    else:
+        metrics |= _score(model, plan.validation, num_batches=train.validation_batches)
     num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
     num_rows = num_steps * _batches_per_step(setting) * setting.config.answer_rows
     num_answers = num_rows * inputs.answers.num_examples // len(inputs.answers.tokens)
@@ -288,6 +293,16 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         remove(phase_place.resume_dir)
     wait_for_all()
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
+
+
+@torch.no_grad()
+def _score(model: Transformer, validation: BatchSource, *, num_batches: int) -> dict[str, float]:
+    """What `fit` would say of a model that is not trained."""
+    model.eval()
+    batches = [validation.batch(position) for position in range(num_batches)]
+    losses = [float(cross_entropy(model(batch.inputs_BT), batch)) for batch in batches]
+    nothing = {"train/num_steps": 0, "train/result_step": 0, "train/result_tokens": 0}
+    return {"validation/loss_nats": sum(losses) / len(losses), **nothing}
 
 
 class _Start(NamedTuple):
