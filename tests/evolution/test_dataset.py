@@ -121,6 +121,13 @@ def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
     assert len(everything(config(path, max_examples=7))) == 7
 
 
+def test_texts_stay_as_they_are_written(tmp_path: Path) -> None:
+    odd = [("2020-01-01", "2020-01-02T00:00:00"), ("12", "1e5"), ("a\u2028b", "\ufeff null")]
+    rows = [{"prompt": prompt, "response": response} for prompt, response in odd]
+    for suffix in (".json", ".jsonl", ".parquet"):
+        assert texts(config(write(tmp_path / f"odd{suffix}", rows))) == set(odd)
+
+
 def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", PAIRS)
     assert len(everything(config(path))) == 60
@@ -165,11 +172,14 @@ TALK = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
             r"row 3: .* type int, expected",
         ),
         ("alpaca", [{"instruction": ["a"], "output": "b"}], r"row 1: .* type list, expected text"),
-        ("pair", [GOOD, GOOD | {"mood": "sad"}], r"row 2: column 'mood' is not known .* pair"),
+        ("pair", [GOOD, GOOD | {"mood": "sad"}], r"row 2: column 'mood' is not known .*=pair"),
         ("alpaca", [GOOD], r"row 1: column 'prompt' .* instruction, input, output"),
+        ("pair", [GOOD, ["a", "b"]], r"row 2: it is of type list, expected an object with prompt"),
         ("pair", [], r"bad.json is empty: it holds no row"),
         ("pair", "", r"bad.json is empty"),
-        ("pair", '{"prompt": "a", "resp', r"bad.json cannot be read .* JSON"),
+        ("pair", '{"prompt": "a", "resp', r"bad.json, line 1 cannot be read as JSON"),
+        ("pair", '[{"prompt": "a", "resp', r"bad.json cannot be read as JSON"),
+        ("pair", "\n" + json.dumps(GOOD) + '\n{"pr', r"bad.json, line 3 cannot be read as JSON"),
         ("pair", [{"prompt": " ", "response": "b"}], r"every one of 1 rows is blank"),
         ("chat", [{"messages": "a"}], r"row 1: field 'messages' is of type str, expected a list"),
         ("chat", [{"messages": []}], r"row 1: the messages are by nobody; expected user and"),

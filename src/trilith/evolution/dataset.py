@@ -1,5 +1,6 @@
-"""Instructions from files or the hub, read through `datasets`: every row is checked before use."""
+"""Instructions from files or the hub: every row is checked before use."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,10 +36,10 @@ class InstructionSet(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Rows of one file or data set, and its name for errors."""
+    """Rows of one file or data set, not checked yet, and its name for errors."""
 
     name: str
-    rows: Iterator[dict[str, Any]]
+    rows: Iterator[Any]
 
 
 def read_instructions(config: InstructionConfig, *, split: str) -> InstructionSet:
@@ -105,10 +106,11 @@ def _tables(config: InstructionConfig) -> Iterator[_Table]:
             raise FileNotFoundError(f"instructions.files: {name} is not a file; give its path")
         if not Path(name).stat().st_size:
             raise ValueError(f"{name} is empty: it holds no row")
-        yield _Table(name, _file_rows(name))
+        read = _parquet_rows if name.endswith(".parquet") else _json_rows
+        yield _Table(name, read(Path(name)))
 
 
-def _hub_rows(config: InstructionConfig) -> Iterator[dict[str, Any]]:
+def _hub_rows(config: InstructionConfig) -> Iterator[Any]:
     # Imported here: it costs a second or more that derived instructions need not pay.
     import datasets
 
@@ -124,20 +126,42 @@ def _hub_rows(config: InstructionConfig) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _file_rows(name: str) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Any]:
     import datasets
 
-    path = Path(name).resolve()
     try:
         # Streamed: else a copy stays in the cache, and an edited file may be served from it.
-        if path.suffix == ".parquet":
-            yield from datasets.Dataset.from_parquet(str(path), streaming=True)
-        else:
-            yield from datasets.Dataset.from_json(str(path), streaming=True)
+        yield from datasets.Dataset.from_parquet(str(path.resolve()), streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"{name} cannot be read ({type(error).__name__}: {error}); give JSON, JSON lines or "
-            "parquet"
+            f"{path} cannot be read as parquet ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    """Rows of a JSON array, or of JSON lines.
+
+    Not by `datasets`: it turns numbers into text, and texts that look like dates into dates.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("["):
+            yield from json.loads(text)
+            return
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _json_line(line, f"{path}, line {number}")
+
+
+def _json_line(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            f"{place} cannot be read as JSON ({error}); a file is an array of rows, or has a row a "
+            "line"
         ) from error
 
 
@@ -149,7 +173,11 @@ def _instructions(table: _Table, config: InstructionConfig) -> Iterator[Instruct
         if config.max_examples is not None and number > config.max_examples:
             break
         place = f"{table.name}, row {number}"
-        # Rows that lack a column which others have come with None.
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{place}: it is {_kind(row)}, expected an object with {', '.join(config.fields)}"
+            )
+        # In parquet, rows that lack a column which others have come with None.
         unknown = [name for name, value in row.items() if name not in known and value is not None]
         if unknown:
             raise ValueError(
