@@ -174,6 +174,7 @@ TALK = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
         ("alpaca", [{"instruction": ["a"], "output": "b"}], r"row 1: .* type list, expected text"),
         ("pair", [GOOD, GOOD | {"mood": "sad"}], r"row 2: column 'mood' is not known .*=pair"),
         ("alpaca", [GOOD], r"row 1: column 'prompt' .* instruction, input, output"),
+        ("pair", [{"prompt": "a\ud800", "response": "b"}], r"row 1: field 'prompt' holds half a"),
         ("pair", [GOOD, ["a", "b"]], r"row 2: it is of type list, expected an object with prompt"),
         ("pair", [], r"bad.json is empty: it holds no row"),
         ("pair", "", r"bad.json is empty"),

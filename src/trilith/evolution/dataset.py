@@ -251,6 +251,12 @@ def _text(row: dict[str, Any], name: str, config: InstructionConfig, place: str)
         raise ValueError(f"{place}: field {column!r} is missing")
     if not isinstance(value, str):
         raise ValueError(f"{place}: field {column!r} is {_kind(value)}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{place}: field {column!r} holds half a character (a lone surrogate); mend the text"
+        ) from None
     return value
 
 
