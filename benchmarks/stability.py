@@ -49,7 +49,7 @@ def main() -> None:
     """Run the three parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano", help="a file of conf/model")
-    parser.add_argument("--quant", default="ternary_fitted", help="a file of conf/quant")
+    parser.add_argument("--quant", default="ternary", help="a file of conf/quant")
     parser.add_argument("--recipe", default="ternary_cosine", help="a file of conf/recipe")
     parser.add_argument("--context", type=int, default=64, help="tokens a sequence when training")
     parser.add_argument("--steps", type=int, default=600, help="real training steps of each run")

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", default=["125m", "350m", "1.3b"] if on_gpu else ["nano", "micro"]
     )
-    parser.add_argument("--quant", default="ternary_fitted", help="a file of conf/quant")
+    parser.add_argument("--quant", default="ternary", help="a file of conf/quant")
     parser.add_argument("--vocab-size", type=int, default=32_000 if on_gpu else 2048)
     parser.add_argument("--batch", type=int, default=8 if on_gpu else 4, help="sequences a step")
     parser.add_argument("--context", type=int, default=2048 if on_gpu else 256)
@@ -67,21 +67,22 @@ def main() -> None:
     options = parser.parse_args()
     prepare_cpu(options.threads)
     device = torch.device("cuda" if on_gpu else "cpu")
-    peak, peak_name = find_peak(HardwareConfig(options.threads, None))
+    peaks = [find_peak(HardwareConfig(options.threads, None), is_bfloat16=x) for x in (False, True)]
     arms = [a for a in _arms(on_gpu) if not (options.no_compile and a.acceleration.compile)]
     rows: list[dict[str, Any]] = []
     print(f"{'model':<7}{'arm':<24}{'step ms':>9}{'tokens/s':>11}{'MFU':>7}{'x dense':>9}")
     for name in options.models:
         for row in _measure(name, arms, options, device):
-            row["mfu"] = row.pop("flops_per_s") / peak
+            row["mfu"] = row.pop("flops_per_s") / peaks[row["arm"].endswith("bf16") or on_gpu].flops
             rows.append(row)
             print(
                 f"{row['model']:<7}{row['arm']:<24}{row['step_ms']:>9.1f}"
                 f"{row['tokens_per_s']:>11.0f}{row['mfu']:>7.2f}{row['ratio_to_dense']:>9.2f}"
             )
-    print(f"peak for MFU: {peak_name}; {device_name()}")
+    named = "; ".join(dict.fromkeys(peak.name for peak in peaks))
+    print(f"peaks for MFU: {named}; {device_name()}")
     if options.json:
-        hardware = {"device": device_name(), "python": platform.python_version(), "peak": peak_name}
+        hardware = {"device": device_name(), "python": platform.python_version(), "peak": named}
         settings = {k: v for k, v in vars(options).items() if k != "json"}
         content = {"hardware": hardware, "settings": settings, "rows": rows}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -89,12 +90,12 @@ def main() -> None:
 
 def _arms(on_gpu: bool) -> Iterator[Arm]:
     eager = AccelerationConfig("int8", compile=False, checkpoint_activations=False)
-    compiled = AccelerationConfig("float", compile=True, checkpoint_activations=False)
+    compiled = AccelerationConfig("int8", compile=True, checkpoint_activations=False)
     if on_gpu:
-        int8 = AccelerationConfig("int8", compile=True, checkpoint_activations=False)
-        yield Arm("dense bf16", False, True, compiled)
-        yield Arm("ternary bf16", True, True, compiled)
-        yield Arm("ternary int8", True, True, int8)
+        bf16 = AccelerationConfig("float", compile=True, checkpoint_activations=False)
+        yield Arm("dense bf16", False, True, bf16)
+        yield Arm("ternary bf16", True, True, bf16)
+        yield Arm("ternary int8", True, True, compiled)
         return
     for precision, is_bf16 in (("fp32", False), ("bf16", True)):
         for way, acceleration in (("eager", eager), ("compiled", compiled)):
@@ -133,8 +134,8 @@ def _step(one: Prepared, batch: Batch, recipe: Recipe) -> float:
     device_type = batch.inputs_BT.device.type
     _synchronize()
     start = time.perf_counter()
-    start_quantized_step(one.model, step=0, num_steps=1, recipe=recipe)
     with torch.autocast(device_type, torch.bfloat16, enabled=one.arm.is_bf16):
+        start_quantized_step(one.model, step=0, num_steps=1, recipe=recipe)
         total = next_token_objective(one.model, batch).total
     total.backward()
     torch.nn.utils.clip_grad_norm_(one.model.parameters(), recipe.clip_norm)

@@ -21,13 +21,13 @@ from trilith.hardware import device_name
 
 VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
-# Optimizer steps: of 1,024 tokens for nano, of 512 for micro.
-STEPS = {"nano": 1000, "micro": 500}
+# Of 1,024 tokens.
+NUM_STEPS = 1000
 RECIPE_STEPS = 250
 FEWER_BATCHES = ("train.validation_batches=32",)
 SIZES = {
     "nano": (),
-    "micro": ("train.precision=bf16-mixed", "train.micro_batch_size=2", *FEWER_BATCHES),
+    "micro": ("train.precision=bf16-mixed", *FEWER_BATCHES),
 }
 
 
@@ -44,45 +44,39 @@ def ternary_arm(name: str, quant: str, file: str, **values: object) -> Arm:
     return Arm(name, "ternary", (f"quant={quant}", *_recipe("ternary", file, **values)))
 
 
-FITTED = "ternary_fitted"
 DENSE = dense_arm("dense", "dense_cosine")
-TERNARY = ternary_arm("ternary", FITTED, "dense_then_ternary")
+TERNARY = ternary_arm("ternary", "ternary", "dense_then_ternary")
 # In so few steps that recipes can be compared in an hour, Muon alone learns enough.
 DENSE_MUON = dense_arm("dense, Muon", "dense_muon")
 TWINS = (DENSE, TERNARY)
 
-# The dense recipe of a twin on the tensor's grid from the first step: no ternary tricks.
+# The dense recipe of a twin on the grid from the first step: no ternary tricks.
 ON_GRID = {"dense_share": 0.0, "ramp_share": 0.0, "second_half_weight_decay": 0.1, "peak_lr": 8e-3}
 MUON = "dense_then_ternary_muon"
-AT_ONCE = {"ramp_share": 0.0}
+SAME_STAGES = {"optimizer": "muon", "peak_lr": 1.4e-2}
 # The first arms add one ingredient at a time to the dense recipe; the others change the last.
 RECIPES = (
     DENSE_MUON,
     dense_arm("dense, 1.75 times the rate", "dense_muon", peak_lr=1.4e-2),
-    ternary_arm("dense recipe, absmean per tensor", "ternary", MUON, **ON_GRID),
-    ternary_arm("+ 1.75 times the rate, late decay 0", "ternary", MUON, dense_share=0.0, **AT_ONCE),
-    ternary_arm("+ least squares per row", FITTED, MUON, dense_share=0.0, **AT_ONCE),
-    ternary_arm("+ dense first", FITTED, MUON, **AT_ONCE),
-    ternary_arm("  with a lambda ramp of 50 steps", FITTED, MUON),
-    ternary_arm("  with z-loss 1e-4", FITTED, MUON, z_loss=1e-4, **AT_ONCE),
-    ternary_arm("  absmean per tensor", "ternary", MUON, **AT_ONCE),
-    ternary_arm("  absmean per row", "ternary_row", MUON, **AT_ONCE),
-    ternary_arm("  median", "ternary_median", MUON, **AT_ONCE),
-    ternary_arm("  learned per row", "ternary_learned", MUON, **AT_ONCE),
-    Arm(
-        "  groups of 32",
-        "ternary",
-        ("quant.group_size=32", "quant=ternary_group", *_recipe("ternary", MUON, **AT_ONCE)),
-    ),
-    Arm(
-        "  float activations",
-        "ternary",
-        ("quant.activation_bits=null", f"quant={FITTED}", *_recipe("ternary", MUON, **AT_ONCE)),
-    ),
-    ternary_arm("  two stages", FITTED, "ternary_two_stage", optimizer="muon", peak_lr=1.4e-2),
+    ternary_arm("dense recipe on the grid", "ternary", MUON, **ON_GRID),
     ternary_arm(
-        "  warm-up, stable, decay", FITTED, "ternary_wsd", optimizer="muon", peak_lr=1.4e-2
+        "+ 1.75 times the rate, late decay 0", "ternary", MUON, dense_share=0.0, ramp_share=0.0
     ),
+    ternary_arm("+ dense first", "ternary", MUON, ramp_share=0.0),
+    ternary_arm("+ a lambda ramp of 50 steps", "ternary", MUON),
+    ternary_arm("  median", "ternary_median", MUON),
+    ternary_arm("  absmean per row", "ternary_row", MUON),
+    ternary_arm("  least squares per row", "ternary_fitted", MUON),
+    ternary_arm("  learned per row", "ternary_learned", MUON),
+    Arm(
+        "  least squares, groups of 32",
+        "ternary",
+        ("quant.group_size=32", "quant=ternary_group", *_recipe("ternary", MUON)),
+    ),
+    ternary_arm("  float activations", "ternary_w", MUON),
+    ternary_arm("  z-loss 1e-4", "ternary", MUON, z_loss=1e-4),
+    ternary_arm("  two stages, on the grid", "ternary", "ternary_two_stage", **SAME_STAGES),
+    ternary_arm("  warm-up, stable, decay, on the grid", "ternary", "ternary_wsd", **SAME_STAGES),
 )
 
 
@@ -90,7 +84,7 @@ def main() -> None:
     """Run what is missing, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=("quality", "recipes"))
-    parser.add_argument("--models", nargs="+", default=["nano", "micro"], choices=sorted(STEPS))
+    parser.add_argument("--models", nargs="+", default=["nano", "micro"], choices=sorted(SIZES))
     parser.add_argument("--corpora", nargs="+", default=["stdlib", "tinystories", "novels"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/twins")
@@ -120,7 +114,7 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
         for model in options.models:
             for corpus in present:
                 yield from (
-                    Run(corpus, VOCAB_SIZE, model, arm, seed, STEPS[model], SIZES[model])
+                    Run(corpus, VOCAB_SIZE, model, arm, seed, NUM_STEPS, SIZES[model])
                     for arm in TWINS
                 )
 

@@ -41,7 +41,8 @@ def open_place(stage: Stage, name: str, *, depends_on: list[Any]) -> Iterator[Ru
     key = stage.key(name, stage.seed, hardware.threads, step, is_sharded, *depends_on)
     resume_dir = Path("runs/resume") / key
     # A matmul is measured alone: the other processes wait for the first one anyway.
-    peak = find_peak(hardware) if stage.is_first else Peak(math.nan, "")
+    is_bfloat16 = train.precision == "bf16-mixed"
+    peak = find_peak(hardware, is_bfloat16=is_bfloat16) if stage.is_first else Peak(math.nan, "")
     stage.facts["peak"] = peak.name
     if not stage.is_first:
         tracking = replace(tracking, mode="disabled")

@@ -1,8 +1,9 @@
 """The table of GPUs, and the names that find them."""
 
 import pytest
+import torch
 
-from trilith.hardware import DEVICES, device_named, host_memory_bytes
+from trilith.hardware import DEVICES, HardwareConfig, device_named, find_peak, host_memory_bytes
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,20 @@ def test_the_machine_has_as_much_memory_as_the_system_says() -> None:
     with open("/proc/meminfo") as file:  # noqa: PTH123
         total = next(line for line in file if line.startswith("MemTotal"))
     assert host_memory_bytes() == int(total.split()[1]) * 1024
+
+
+def test_a_configured_peak_is_the_peak_of_every_precision() -> None:
+    for is_bfloat16 in (False, True):
+        peak = find_peak(HardwareConfig(1, 2.5), is_bfloat16=is_bfloat16)
+        assert peak.flops == 2.5e12
+        assert "hardware.peak_tflops" in peak.name
+
+
+def test_a_measured_peak_says_what_was_multiplied() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU's peak comes from its data sheet")
+    config = HardwareConfig(1, None)
+    assert find_peak(config, is_bfloat16=False).name.startswith("float32 matmul")
+    both = find_peak(config, is_bfloat16=True)
+    assert both.name.split()[0] in ("float32", "bfloat16")
+    assert both.flops > 1e8

@@ -98,8 +98,13 @@ class Peak(NamedTuple):
     name: str
 
 
-def find_peak(config: HardwareConfig) -> Peak:
+def find_peak(config: HardwareConfig, *, is_bfloat16: bool) -> Peak:
     """Return the peak for MFU: the configured one, the table's, or a measured matmul.
+
+    Args:
+        config: holds what is configured.
+        is_bfloat16: a run may multiply in bfloat16; where a CPU is slow at that, its peak is that
+            of float32.
 
     Raises:
         ValueError: the GPU is not in the table, and none is configured.
@@ -114,8 +119,9 @@ def find_peak(config: HardwareConfig) -> Peak:
         except ValueError as error:
             raise ValueError(f"{error}; or set hardware.peak_tflops") from None
         return Peak(flops, f"{name} bf16 {_tflops(flops)}, data sheet")
-    flops = measured_matmul_flops()
-    return Peak(flops, f"float32 matmul {_tflops(flops)}, measured")
+    dtypes = (torch.float32, torch.bfloat16) if is_bfloat16 else (torch.float32,)
+    flops, name = max((measured_matmul_flops(dtype), str(dtype)) for dtype in dtypes)
+    return Peak(flops, f"{name.removeprefix('torch.')} matmul {_tflops(flops)}, measured")
 
 
 def device_named(name: str) -> Device:
@@ -138,10 +144,9 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def measured_matmul_flops(num_repeats: int = 20) -> float:
-    """FLOP/s of the fastest of some float32 matmuls on this CPU with its current threads."""
-    a = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
-    b = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
+def measured_matmul_flops(dtype: torch.dtype, num_repeats: int = 20) -> float:
+    """FLOP/s of the fastest of some matmuls on this CPU with its current threads."""
+    a, b = torch.randn(2, _MATMUL_SIZE, _MATMUL_SIZE).to(dtype)
     fastest_s = float("inf")
     for _ in range(num_repeats):
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from tests.training.test_fit import rows
 
 from trilith.files import remove
 from trilith.model import ModelConfig, Transformer
-from trilith.quant import QuantConfig
+from trilith.quant import BitLinear, QuantConfig
 from trilith.reporting.curves import read_run
 from trilith.training import stability
 from trilith.training.batches import Batch
@@ -132,6 +132,32 @@ def test_a_long_ramp_to_the_grid_is_watched_too(
     own = faulty(plan._replace(num_steps=40, recipe=recipe), 25, kind="exploding_batch")
     trained(toy, own, place, quant=FITTED, config=TRAIN)
     assert events(place) == [(25, "spike"), (25, "rollback"), (25, "lr_cut")]
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "factor", "signal"),
+    [(slice(3, 4), 1e-3, "scale_jump"), (slice(None), 3.0, "zero_drift")],
+)
+def test_a_fault_that_only_the_codes_show_is_caught_when_they_are_measured(
+    toy: ModelConfig, plan: Plan, place: RunPlace, rows_of: slice, factor: float, signal: str
+) -> None:
+    """Fitted scales are no weights, so that neither checksum nor update size sees them."""
+    calls = 0
+
+    def spoiling(model: Transformer, batch: Batch) -> Loss:
+        nonlocal calls
+        calls += model.training
+        loss = next_token_objective(model, batch)
+        if model.training and calls == 60:
+            for layer in model.modules():
+                if isinstance(layer, BitLinear):
+                    layer.scale[rows_of] *= factor
+        return loss
+
+    own = plan._replace(num_steps=70, objective=spoiling)
+    trained(toy, own, place, quant=FITTED, config=TRAIN)
+    spikes = [row for row in rows(place.metrics_dir / "events.csv") if row["kind"] == "spike"]
+    assert [(row["step"], row["detail"].split(":")[0]) for row in spikes] == [("60", signal)]
 
 
 def test_the_batches_of_a_fault_are_not_read_again(

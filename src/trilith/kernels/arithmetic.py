@@ -27,6 +27,7 @@ from trilith.quant import (
     QuantConfig,
     QuantizedActivation,
     StepWeight,
+    grid_named,
     output_dtype,
     quantize_activation,
 )
@@ -34,6 +35,7 @@ from trilith.quant import (
 # torch._int_mm takes more than 16 rows and multiples of 8 columns.
 _INT_MM_ROWS = 17
 _INT_MM_COLUMNS = 8
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def fastest_arithmetic(device: torch.device) -> Arithmetic:
@@ -73,7 +75,7 @@ class TensorCoreArithmetic(Arithmetic):
         num_tokens = rows.shape[0]
         if num_tokens < _INT_MM_ROWS:
             rows = F.pad(rows, (0, 0, 0, _INT_MM_ROWS - num_tokens))
-        sums = torch._int_mm(rows, weight.numerators.to(torch.int8).T)[:num_tokens]
+        sums = torch._int_mm(rows, weight.numerators.T)[:num_tokens]
         return _scaled(sums.float(), x, activation, weight, grid)
 
 
@@ -87,7 +89,7 @@ class NativeArithmetic(Arithmetic):
 
     def refine(self, latent: Tensor, scale: Tensor, config: QuantConfig) -> Tensor:
         has_own_scales = config.granularity != "tensor"
-        if not (has_own_scales and _is_ternary(config.levels) and _is_plain(latent)):
+        if not (has_own_scales and _is_native_step(latent, config.levels)):
             return super().refine(latent, scale, config)
         refined = scale.clone()
         library = load_native().library
@@ -97,9 +99,11 @@ class NativeArithmetic(Arithmetic):
         return refined
 
     def step_weight(self, latent: Tensor, scale: Tensor, grid: Grid) -> StepWeight:
-        if not (_is_ternary(grid) and _is_plain(latent)):
+        dtype = output_dtype(latent)
+        if not (_is_native_step(latent, grid) and dtype in _NATIVE_DTYPES):
             return super().step_weight(latent, scale, grid)
-        numerators, quantized = torch.empty_like(latent), torch.empty_like(latent)
+        numerators = torch.empty_like(latent, dtype=torch.int8)
+        quantized = torch.empty_like(latent, dtype=dtype)
         library = load_native().library
         assert library is not None
         struct = _step_struct(latent, scale.contiguous(), numerators, quantized)
@@ -110,14 +114,31 @@ class NativeArithmetic(Arithmetic):
         num_in = weight.numerators.shape[1]
         dtype = output_dtype(x)
         fits = num_in <= MAX_INPUTS and grid.numerators[-1] <= MAX_OFFSET
-        if not (fits and x.is_cpu and dtype in (torch.float32, torch.bfloat16)):
+        if not (fits and x.is_cpu and dtype in _NATIVE_DTYPES):
             return super().multiply(x, weight, grid)
+        if torch.compiler.is_compiling():
+            operands = (x, weight.numerators, weight.scale)
+            return Product(*_opaque_product(*operands, grid.name, self.isa.number, dtype))
         if self._tiles is None or self._of is not weight.numerators:
-            tiles = tile(weight.numerators, weight.scale, grid)
-            struct = weight_struct(tiles, weight.numerators.shape, grid)
-            self._tiles = _StepTiles(tiles, struct)
+            self._tiles = _step_tiles(weight.numerators, weight.scale, grid)
             self._of = weight.numerators
-        return _multiply(x.float().contiguous(), self._tiles, self.isa, dtype)
+        return _multiply(x, self._tiles, self.isa.number, dtype)
+
+
+@torch.library.custom_op("trilith::int8_product", mutates_args=())
+def _opaque_product(
+    x: Tensor, numerators: Tensor, scale: Tensor, grid: str, isa: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The product for torch.compile, which cannot see into it; it keeps no tiles."""
+    return _multiply(x, _step_tiles(numerators, scale, grid_named(grid)), isa, dtype)
+
+
+@_opaque_product.register_fake
+def _(
+    x: Tensor, numerators: Tensor, scale: Tensor, grid: str, isa: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    outputs = x.new_empty((*x.shape[:-1], numerators.shape[0]), dtype=torch.float32)
+    return outputs, x.new_empty(x.shape, dtype=dtype)
 
 
 def _scaled(
@@ -137,7 +158,13 @@ class _StepTiles(NamedTuple):
     struct: WeightStruct
 
 
-def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Product:
+def _step_tiles(numerators: Tensor, scale: Tensor, grid: Grid) -> _StepTiles:
+    tiles = tile(numerators, scale, grid)
+    return _StepTiles(tiles, weight_struct(tiles, numerators.shape, grid))
+
+
+def _multiply(x: Tensor, tiles: _StepTiles, isa: int, dtype: torch.dtype) -> Product:
+    x = x.float().contiguous()
     num_tokens = x.numel() // x.shape[-1]
     outputs = torch.empty(*x.shape[:-1], tiles.struct.num_out)
     activations = torch.empty(x.shape, dtype=dtype)
@@ -149,7 +176,7 @@ def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Pro
         outputs.data_ptr(),
         ctypes.byref(QuantizedStruct(activations.data_ptr(), dtype == torch.bfloat16)),
         num_tokens,
-        isa.number,
+        isa,
         torch.get_num_threads(),
     )
     if failed:
@@ -157,12 +184,10 @@ def _multiply(x: Tensor, tiles: _StepTiles, isa: Isa, dtype: torch.dtype) -> Pro
     return Product(outputs, activations)
 
 
-def _is_ternary(grid: Grid) -> bool:
-    return grid.numerators == (-1, 0, 1)
-
-
-def _is_plain(latent: Tensor) -> bool:
-    return latent.is_cpu and latent.dtype == torch.float32 and latent.is_contiguous()
+def _is_native_step(latent: Tensor, grid: Grid) -> bool:
+    """True where a step's weight is made by the C functions; compiled, torch fuses its own."""
+    is_plain = latent.is_cpu and latent.dtype == torch.float32 and latent.is_contiguous()
+    return is_plain and grid.numerators == (-1, 0, 1) and not torch.compiler.is_compiling()
 
 
 def _step_struct(
@@ -171,4 +196,6 @@ def _step_struct(
     num_rows, num_in = latent.shape
     outputs = [None if tensor is None else tensor.data_ptr() for tensor in (numerators, quantized)]
     pointers = (latent.data_ptr(), scale.data_ptr(), *outputs)
-    return StepWeightStruct(*pointers, num_rows, num_in, scale.shape[1], scale.shape[0])
+    is_bfloat16 = quantized is not None and quantized.dtype == torch.bfloat16
+    sizes = (num_rows, num_in, scale.shape[1], scale.shape[0])
+    return StepWeightStruct(*pointers, is_bfloat16, *sizes)

@@ -57,6 +57,7 @@ class StepWeightStruct(ctypes.Structure):
         ("scale", _POINTER),
         ("numerators", _POINTER),
         ("quantized", _POINTER),
+        ("is_bfloat16", _LONG),
         ("num_rows", _LONG),
         ("num_in", _LONG),
         ("num_groups", _LONG),
@@ -168,7 +169,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.trilith_linear_keeping.argtypes = [
         *(weight, _POINTER, _POINTER, kept, _LONG, _INT, _LONG)
     ]
-    library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER]
+    library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER, _LONG]
     library.trilith_tile.restype = None
     step = ctypes.POINTER(StepWeightStruct)
     for function in (library.trilith_refine, library.trilith_step_weight):

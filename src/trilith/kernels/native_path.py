@@ -36,7 +36,8 @@ class NativeProduct(nn.Module):
         assert fits_native(weight), weight.shape
         self.isa = isa
         self.num_out, self.num_in = weight.shape
-        tiles = tile(numerators_of(weight.codes(), weight.grid), weight.scale, weight.grid)
+        numerators = numerators_of(weight.codes(), weight.grid, torch.int8)
+        tiles = tile(numerators, weight.scale, weight.grid)
         for name, tensor in tiles._asdict().items():
             self.register_buffer(name, tensor)
         self.grid = weight.grid
@@ -90,7 +91,7 @@ def tile(numerators: Tensor, scale: Tensor, grid: Grid) -> Tiles:
     """Put a weight into tiles.
 
     Args:
-        numerators: whole numbers held in float32 [O, I], all of the grid.
+        numerators: int8 [O, I], all of the grid.
         scale: float32 [O or 1, G].
         grid: the levels.
     """
@@ -104,14 +105,13 @@ def tile(numerators: Tensor, scale: Tensor, grid: Grid) -> Tiles:
     factor = (scale / grid.denominator).expand(num_out, -1)
     factor = F.pad(factor.T, (0, -num_out % TILE)).contiguous()
     num_bytes = tiled_bytes(numerators.shape, scale.shape[1], bits=bits)
-    tiles = Tiles(torch.zeros(num_bytes, dtype=torch.uint8), levels, factor)
+    tiles = Tiles(torch.empty(num_bytes, dtype=torch.uint8), levels, factor)
     struct = weight_struct(tiles, numerators.shape, grid)
     numerators = numerators.contiguous()
     library = load_native().library
     assert library is not None
-    library.trilith_tile(
-        ctypes.byref(struct), numerators.data_ptr(), code_of.data_ptr(), tiles.codes.data_ptr()
-    )
+    pointers = (numerators.data_ptr(), code_of.data_ptr(), tiles.codes.data_ptr())
+    library.trilith_tile(ctypes.byref(struct), *pointers, torch.get_num_threads())
     return tiles
 
 

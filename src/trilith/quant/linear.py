@@ -131,7 +131,9 @@ class BitLinear(nn.Linear):
     def _blend(self, x: Tensor, weight: StepWeight) -> Tensor:
         """Product of operands on their way to the grid."""
         share = self.quantized_share
-        blended = straight_through(self.weight, self.weight.lerp(weight.quantized, share))
+        blended = straight_through(
+            self.weight, self.weight.lerp(weight.quantized.to(self.weight.dtype), share)
+        )
         if self.config.activation_bits is not None:
             x = straight_through(x, x.lerp(fake_quantize_activation(x), share))
         return F.linear(x, blended)

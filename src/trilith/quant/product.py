@@ -21,8 +21,8 @@ EXACT_FLOAT32 = 2**24
 class StepWeight(NamedTuple):
     """A weight as one optimizer step computes with it."""
 
-    quantized: Tensor  # float32 [O, I]: numerators * scale / denominator
-    numerators: Tensor  # whole numbers held in float32 [O, I]
+    quantized: Tensor  # [O, I]: numerators * scale / denominator, in the dtype of the products
+    numerators: Tensor  # int8 [O, I]
     scale: Tensor  # float32 [O or 1, G]
 
 
@@ -43,9 +43,10 @@ class Arithmetic:
 
     def step_weight(self, latent: Tensor, scale: Tensor, grid: Grid) -> StepWeight:
         """Quantize a weight [O, I] with scales [O or 1, G]."""
-        numerators = numerators_of(quantize(latent, scale, grid), grid)
+        numerators = numerators_of(quantize(latent, scale, grid), grid, torch.int8)
         factor = expand_scale(scale, numerators.shape[1]) / grid.denominator
-        return StepWeight(numerators * factor, numerators, scale)
+        quantized = (numerators * factor).to(output_dtype(latent))
+        return StepWeight(quantized, numerators, scale)
 
     def multiply(self, x: Tensor, weight: StepWeight, grid: Grid) -> Product:
         """Quantize x [..., I] to int8 per token; multiply whole numbers in float32, exactly."""
@@ -71,7 +72,7 @@ def integer_product(values: Tensor, numerators: Tensor, scale: Tensor, grid: Gri
 
     Args:
         values: whole numbers in -127..127 held in float32, [..., I].
-        numerators: whole numbers held in float32, [O, I].
+        numerators: whole numbers, int8 or held in float32, [O, I].
         scale: weight scales, [O or 1, G].
         grid: the levels; divides by its denominator.
 
@@ -95,7 +96,7 @@ def _exact_matmul(values: Tensor, numerators: Tensor, grid: Grid) -> Tensor:
     # Autocast would round the sums to bfloat16.
     with torch.autocast(values.device.type, enabled=False):
         if largest_sum < EXACT_FLOAT32:
-            return values @ numerators.T
+            return values @ numerators.float().T
         return (values.double() @ numerators.double().T).float()
 
 
@@ -121,14 +122,12 @@ class _QuantizedProduct(torch.autograd.Function):
     ) -> Tensor:
         product = arithmetic.multiply(x, StepWeight(quantized, numerators, scale), grid)
         ctx.save_for_backward(product.activations, quantized)
-        ctx.x_dtype = x.dtype  # type: ignore[attr-defined]
+        ctx.dtypes = (x.dtype, latent.dtype)  # type: ignore[attr-defined]
         return product.outputs.to(output_dtype(x))
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        activations, quantized = ctx.saved_tensors  # type: ignore[attr-defined]
-        grads = _straight_through_gradients(grad, activations, quantized)
-        return grads.x.to(ctx.x_dtype), grads.latent, None, None, None, None, None  # type: ignore[attr-defined]
+        return (*_straight_through_gradients(ctx, grad), None, None, None, None, None)
 
 
 class _FloatProduct(torch.autograd.Function):
@@ -139,14 +138,12 @@ class _FloatProduct(torch.autograd.Function):
         dtype = output_dtype(x)
         operand = x.to(dtype)
         ctx.save_for_backward(operand, quantized)
-        ctx.x_dtype = x.dtype  # type: ignore[attr-defined]
+        ctx.dtypes = (x.dtype, latent.dtype)  # type: ignore[attr-defined]
         return operand @ quantized.to(dtype).T
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, quantized = ctx.saved_tensors  # type: ignore[attr-defined]
-        grads = _straight_through_gradients(grad, x, quantized)
-        return grads.x.to(ctx.x_dtype), grads.latent, None  # type: ignore[attr-defined]
+        return (*_straight_through_gradients(ctx, grad), None)
 
 
 class _Gradients(NamedTuple):
@@ -154,7 +151,9 @@ class _Gradients(NamedTuple):
     latent: Tensor
 
 
-def _straight_through_gradients(grad: Tensor, activations: Tensor, quantized: Tensor) -> _Gradients:
+def _straight_through_gradients(ctx: FunctionCtx, grad: Tensor) -> _Gradients:
     """Gradients of `activations @ quantized.T` as if both were what they stand for."""
+    activations, quantized = ctx.saved_tensors  # type: ignore[attr-defined]
+    x_dtype, latent_dtype = ctx.dtypes  # type: ignore[attr-defined]
     latent = grad.flatten(0, -2).T @ activations.flatten(0, -2).to(grad.dtype)
-    return _Gradients(grad @ quantized.to(grad.dtype), latent.to(quantized.dtype))
+    return _Gradients((grad @ quantized.to(grad.dtype)).to(x_dtype), latent.to(latent_dtype))

@@ -18,9 +18,8 @@ class AccelerationConfig:
 
     `arithmetic` is that of projections on a grid: "int8" where the machine has kernels for it,
     "float" whole numbers in floating point; both are exact and give the same losses. `compile`
-    compiles each block with torch.compile, which takes a minute once; on CPUs it needs "float",
-    since the compiler cannot see into native kernels. `checkpoint_activations` keeps only the
-    inputs of each block and computes the rest again in the backward pass.
+    compiles each block with torch.compile, which takes a minute once. `checkpoint_activations`
+    keeps only the inputs of each block and computes the rest again in the backward pass.
     """
 
     arithmetic: Literal["int8", "float"]
@@ -39,17 +38,8 @@ class AccelerationConfig:
 def accelerated(
     model: Transformer, config: AccelerationConfig, device: torch.device
 ) -> Iterator[None]:
-    """Prepare the model for training; on the way out it is a plain module again.
-
-    Raises:
-        ValueError: compiling and native int8 kernels exclude each other.
-    """
+    """Prepare the model for training; on the way out it is a plain module again."""
     layers = [layer for layer in model.modules() if isinstance(layer, BitLinear)]
-    if config.compile and config.arithmetic == "int8" and device.type == "cpu" and layers:
-        raise ValueError(
-            "train.acceleration.compile=true with arithmetic=int8 on a CPU: the compiler cannot "
-            "see into native kernels; choose arithmetic=float, or compile=false"
-        )
     try:
         for layer in layers:
             layer.arithmetic = _arithmetic(config, device)

@@ -171,8 +171,8 @@ def _weight_copies(setup: TrainingSetup) -> int:
     if quant is None:
         return head + _rounded_blocks(setup)
     scales = [num_scales(weight, quant) for weight in projections]
-    # Whole numbers, and their products with the scales.
-    copies = head + _FLOAT32 * (2 * num_weights + sum(scales))
+    # Whole numbers in int8, and their products with the scales.
+    copies = head + (1 + _value_bytes(setup)) * num_weights + _FLOAT32 * sum(scales)
     if setup.arithmetic == "tensors" or quant.activation_bits is None:
         return copies
     return copies + sum(

@@ -101,7 +101,11 @@ class LanguageModule(lightning.LightningModule):
             return
         step = self.recipe_step
         self.learning_rate = self.lr_factor * self.recipe.learning_rate(step, self.num_steps)
-        start_quantized_step(self.model, step=step, num_steps=self.num_steps, recipe=self.recipe)
+        # What a step holds of a weight is in the dtype of its products.
+        with self.trainer.precision_plugin.forward_context():
+            start_quantized_step(
+                self.model, step=step, num_steps=self.num_steps, recipe=self.recipe
+            )
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:

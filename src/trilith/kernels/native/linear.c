@@ -21,12 +21,6 @@ typedef struct {
     const quantized *keep;
 } job;
 
-static inline uint16_t bfloat16_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 static void dequantize(const int8_t *values, float scale, int64_t count, float *out) {
     for (int64_t i = 0; i < count; i++) out[i] = values[i] * scale;
 }
@@ -148,25 +142,4 @@ int trilith_linear_keeping(
     int failed = multiply(w, x, out, num_tokens, &how, &space, keep);
     free(space.memory);
     return failed;
-}
-
-/* Put numerators [num_out, num_in] into the tiles of trilith.h; `code_of` [numerator + offset].
- * `tiles` is all zeros. */
-void trilith_tile(const weight *w, const float *numerators, const uint8_t *code_of, uint8_t *tiles) {
-    int64_t group_in = w->num_in / w->num_groups;
-    int64_t group_tiles = ceil_div(group_in, TILE_IN);
-    int64_t per_byte = 8 / w->bits;
-    for (int64_t o = 0; o < w->num_out; o++) {
-        const float *row = numerators + o * w->num_in;
-        for (int64_t group = 0; group < w->num_groups; group++, row += group_in) {
-            int64_t first = ((o / BLOCK) * w->num_groups + group) * group_tiles;
-            for (int64_t i = 0; i < group_in; i++) {
-                int64_t plane = i % TILE_IN / 4;
-                uint8_t *tile = tiles + (first + i / TILE_IN) * (BLOCK * TILE_IN / 8) * w->bits;
-                uint8_t *byte = tile + plane / per_byte * STEP + (o % BLOCK) * 4 + i % 4;
-                uint8_t code = code_of[(int64_t)row[i] + w->offset];
-                *byte |= (uint8_t)(code << (plane % per_byte * w->bits));
-            }
-        }
-    }
 }

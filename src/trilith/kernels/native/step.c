@@ -10,8 +10,9 @@ enum { LANES = 16, ROWS_A_CHUNK = 16 };
 typedef struct {
     const float *latent; /* [num_rows, num_in] */
     float *scale;        /* [num_rows or 1, num_groups] */
-    float *numerators;   /* [num_rows, num_in]: -1, 0, 1 */
-    float *quantized;    /* [num_rows, num_in] */
+    int8_t *numerators;  /* [num_rows, num_in]: -1, 0, 1 */
+    void *quantized;     /* [num_rows, num_in], float or bfloat16 */
+    int64_t is_bfloat16;
     int64_t num_rows, num_in, num_groups;
     int64_t scale_rows; /* num_rows, or 1 if all rows share their scales */
 } step_weight;
@@ -52,6 +53,22 @@ static inline __attribute__((always_inline)) void refine_body(
         s->scale[block] = refined(s->latent + block * group_in, s->scale[block], group_in);
 }
 
+static inline __attribute__((always_inline)) void quantize_group(
+    const step_weight *s, int64_t at, int64_t count, float scale, int is_bfloat16) {
+    const float *restrict latent = s->latent + at;
+    int8_t *restrict numerators = s->numerators + at;
+    float *restrict floats = (float *)s->quantized + at;
+    uint16_t *restrict bfloats = (uint16_t *)s->quantized + at;
+    for (int64_t i = 0; i < count; i++) {
+        float level = level_of(latent[i] / scale);
+        numerators[i] = (int8_t)(int32_t)level;
+        if (is_bfloat16)
+            bfloats[i] = bfloat16_of(level * scale);
+        else
+            floats[i] = level * scale;
+    }
+}
+
 static inline __attribute__((always_inline)) void quantize_rows_body(
     const step_weight *s, int64_t first, int64_t last) {
     int64_t group_in = s->num_in / s->num_groups;
@@ -59,11 +76,11 @@ static inline __attribute__((always_inline)) void quantize_rows_body(
         for (int64_t group = 0; group < s->num_groups; group++) {
             int64_t at = row * s->num_in + group * group_in;
             float scale = s->scale[(s->scale_rows == 1 ? 0 : row) * s->num_groups + group];
-            for (int64_t i = at; i < at + group_in; i++) {
-                float level = level_of(s->latent[i] / scale);
-                s->numerators[i] = level;
-                s->quantized[i] = level * scale;
-            }
+            /* One loop a type, so that both are vectorized. */
+            if (s->is_bfloat16)
+                quantize_group(s, at, group_in, scale, 1);
+            else
+                quantize_group(s, at, group_in, scale, 0);
         }
 }
 

@@ -84,6 +84,12 @@ int multiply(
     const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
     workspace *space, const quantized *keep);
 
+static inline uint16_t bfloat16_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
