@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trilith.evolution.compensation import DAMPING, compensate
+from trilith.evolution.compensation import DAMPING, compensate, output_scale
 from trilith.quant import (
     QuantConfig,
     dequantize,
@@ -112,3 +112,24 @@ def test_fewer_tokens_than_inputs_and_dead_inputs_still_give_finite_weights() ->
     result = compensate(latent, scale, moments=inputs.T @ inputs, grid=grid_named("ternary"))
     assert result.isfinite().all()
     assert torch.equal(result[:, 5:9], latent[:, 5:9])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_no_other_scale_gives_nearer_outputs(grid: str) -> None:
+    latent, inputs = draw(7, 20, seed=10), correlated_inputs(80, 20).double()
+    levels = grid_named(grid)
+    codes = quantize(latent, fitted(grid, latent), levels)
+    scale = output_scale(latent, codes, moments=inputs.T @ inputs, grid=levels)
+    # By the method of lstsq: one unknown a row.
+    on_grid = dequantize(codes, torch.ones(7, 1), levels).double()
+    for row in range(7):
+        outputs = inputs @ latent[row].double()
+        expected = torch.linalg.lstsq((inputs @ on_grid[row])[:, None], outputs[:, None]).solution
+        assert float(scale[row]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_codes_of_zeros_have_no_scale() -> None:
+    moments = torch.eye(4, dtype=torch.float64)
+    codes = torch.ones(2, 4, dtype=torch.uint8)
+    scale = output_scale(draw(2, 4), codes, moments=moments, grid=grid_named("ternary"))
+    assert not scale.any()

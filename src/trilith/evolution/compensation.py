@@ -7,7 +7,7 @@ most energy first, and in float64. Axes: O outputs, I inputs.
 import torch
 from torch import Tensor
 
-from trilith.quant import Grid, dequantize, quantize
+from trilith.quant import Grid, dequantize, numerators_of, quantize
 from trilith.quant.quantize import expand_scale
 
 # Added to the second moments, as a share of their mean: fewer tokens than inputs will do then.
@@ -52,6 +52,25 @@ def compensate(latent: Tensor, scale: Tensor, *, moments: Tensor, grid: Grid) ->
             errors[:, column - start] = error
         work[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
     return rounded[:, order.argsort()]
+
+
+@torch.no_grad()
+def output_scale(latent: Tensor, codes: Tensor, *, moments: Tensor, grid: Grid) -> Tensor:
+    """Return the scale of each row [O, 1] that, for given codes, is nearest in the outputs.
+
+    Least squares of X w^T = s X l^T over the inputs X: s = (l M w) / (l M l) with the levels l and
+    the moments M. A row of zeros, or one that its codes do not resemble, gives a scale of 0 or less.
+
+    Args:
+        latent: the weight whose outputs are wanted, [O, I].
+        codes: uint8 [O, I].
+        moments: second moments of the inputs, float64 [I, I].
+        grid: the levels.
+    """
+    levels = numerators_of(codes, grid, torch.float64) / grid.denominator
+    seen = levels @ moments
+    energy = (seen * levels).sum(dim=1, keepdim=True).clamp(min=1e-30)
+    return ((seen * latent).sum(dim=1, keepdim=True) / energy).float()
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trilith.evolution.compensation import compensate
+from trilith.evolution.compensation import compensate, output_scale
 from trilith.model import Transformer, move_to_grid
 from trilith.model.attention import rope_tables
-from trilith.quant import BitLinear, QuantConfig, dequantized_weight, fit_weighted_scale
+from trilith.quant import BitLinear, QuantConfig, dequantized_weight, fit_weighted_scale, quantize
 
 FitMethod = Literal["plain", "weighted", "gptq"]
 
@@ -44,7 +44,8 @@ def fit_to_grid(
         quant: the grid to move to.
         method: "plain" fits scales by the rule of the grid; "weighted" by least squares over
             codes and scales, squared errors weighted with the mean squares of the inputs; "gptq"
-            also moves the latent weights, so that later columns make up for earlier errors.
+            also moves the latent weights, so that later columns make up for earlier errors, and
+            then gives each row, where rows have scales, the scale that suits its outputs.
         windows_NT: tokens of the calibration set.
 
     Raises:
@@ -118,9 +119,22 @@ def _fit(layer: BitLinear, moments: Tensor, method: FitMethod) -> None:
         return
     scale = fit_weighted_scale(layer.weight, moments.diagonal(), layer.config)
     if method == "gptq":
-        grid = layer.config.levels
-        layer.weight.copy_(compensate(layer.weight, scale, moments=moments, grid=grid))
+        scale = _compensate(layer, scale, moments)
     layer.set_scale(scale)
+
+
+def _compensate(layer: BitLinear, scale: Tensor, moments: Tensor) -> Tensor:
+    """Compensate the latent weights; return the scale that then suits their codes."""
+    grid = layer.config.levels
+    latent = compensate(layer.weight, scale, moments=moments, grid=grid)
+    factor = torch.ones_like(scale)
+    if layer.config.granularity == "row":
+        codes = quantize(latent, scale, grid)
+        refitted = output_scale(layer.weight, codes, moments=moments, grid=grid)
+        factor = torch.where(refitted > 0, refitted / scale, factor)
+    # Weights and scales grow alike, so that the codes stay.
+    layer.weight.copy_(latent * factor)
+    return scale * factor
 
 
 def _output_error(latent: Tensor, on_grid: Tensor, moments: Tensor) -> float:
