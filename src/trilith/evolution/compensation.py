@@ -59,7 +59,7 @@ def output_scale(latent: Tensor, codes: Tensor, *, moments: Tensor, grid: Grid) 
     """Return the scale of each row [O, 1] that, for given codes, is nearest in the outputs.
 
     Least squares of X w^T = s X l^T over the inputs X: s = (l M w) / (l M l) with the levels l and
-    the moments M. A row of zeros, or one that its codes do not resemble, gives a scale of 0 or less.
+    the moments M. A row whose codes are all zero, or do not resemble it, gets 0 or less.
 
     Args:
         latent: the weight whose outputs are wanted, [O, I].
