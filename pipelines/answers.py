@@ -26,6 +26,21 @@ class Answers(NamedTuple):
     rows: AnswerRows
     metrics: dict[str, int]
     licence: str | None  # None for what comes from the corpus, which has its own
+    split: str
+
+    def required(self) -> "Answers":
+        """Return them, if there are any.
+
+        Raises:
+            ValueError: the split has none.
+        """
+        if not len(self.rows.tokens):
+            raise ValueError(
+                f"the {self.split} split gives no instruction of {self.rows.tokens.shape[1]} "
+                "tokens; add documents with docstrings or paragraphs, or more instructions, or "
+                "raise evolve.answer_length"
+            )
+        return self
 
 
 def load_answers(
@@ -47,7 +62,7 @@ def load_answers(
 
     Raises:
         FileNotFoundError: a file of instructions does not exist.
-        ValueError: the instructions do not fit their form, or the split has none.
+        ValueError: the instructions do not fit their form.
     """
     config = stage.section("instructions", InstructionConfig)
     tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
@@ -64,13 +79,8 @@ def load_answers(
         announce_licence(config)
         found = read_instructions(config, split=split)
     rows = encode(found.instructions, encoder=tokenizer, marks=marks, length=length)
-    if not len(rows.tokens):
-        raise ValueError(
-            f"the {split} split gives no instruction of {length} tokens; add documents with "
-            "docstrings or paragraphs, or more instructions, or raise evolve.answer_length"
-        )
     metrics = {"answers/num_blank": found.num_blank, "answers/num_repeated": found.num_repeated}
-    return Answers(rows, metrics, config.licence)
+    return Answers(rows, metrics, config.licence, split)
 
 
 def _from_corpus(folder: Path, split: str) -> InstructionSet:

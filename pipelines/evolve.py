@@ -8,7 +8,8 @@ from training_run import open_place
 from trilith.evolution import encode_instructions, pack_instructions
 from trilith.files import require, sha256
 from trilith.model import ModelConfig, load_checkpoint, require_shape
-from trilith.training.evolve import EvolveConfig, EvolveInputs, evolve
+from trilith.training.evolve import EvolveInputs, evolve
+from trilith.training.evolve_config import EvolveConfig
 from trilith.training.fit import TrainConfig
 
 
@@ -23,12 +24,15 @@ def main(stage: Stage) -> None:
     encode = encode_instructions if config.answer_packing == "none" else pack_instructions
     answers = load_answers(
         stage, tokens_dir, split="train", length=config.answer_length, encode=encode
-    )
+    ).required()
     origins = [twin_dir / "config.json", tokens_dir / "manifest.json"]
     hashes = [sha256(require(path, made_by="pretrain")) for path in origins]
     # A changed file of instructions is other work: it must not go on from the old one's state.
     hashes.append(hashlib.sha256(answers.rows.tokens.tobytes()).hexdigest())
-    inputs = EvolveInputs(twin, tokens_dir, answers.rows, answers.licence)
+    held_out = load_answers(
+        stage, tokens_dir, split="validation", length=config.answer_length, encode=encode
+    )
+    inputs = EvolveInputs(twin, tokens_dir, answers.rows, held_out.rows, answers.licence)
     with open_place(stage, "evolve", depends_on=[config, *hashes]) as place:
         metrics = evolve(inputs, config=config, train=train, out_dir=stage.out_dir, place=place)
         stage.write_metrics(answers.metrics | metrics)

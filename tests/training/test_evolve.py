@@ -23,7 +23,8 @@ from trilith.quant import QuantConfig
 from trilith.tokens import Tokenizer, TokenizerConfig, train_tokenizer
 from trilith.tokens.shards import open_split, write_manifest, write_shard
 from trilith.training.batches import TokenWindows, shift
-from trilith.training.evolve import EvolveConfig, EvolveInputs, Phase, evolve
+from trilith.training.evolve import EvolveInputs, evolve
+from trilith.training.evolve_config import EvolveConfig, Phase
 from trilith.training.fit import RunPlace
 from trilith.training.module import cross_entropy
 
@@ -93,7 +94,8 @@ def test_a_phase_starts_from_its_fit_and_reports_what_each_projection_loses(
     tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
 ) -> None:
     dense = twin(tokens_dir, toy)
-    inputs = EvolveInputs(dense, tokens_dir, answers(tokens_dir, pack_instructions), "CC BY-NC 4.0")
+    rows = answers(tokens_dir, pack_instructions)
+    inputs = EvolveInputs(dense, tokens_dir, rows, rows, "CC BY-NC 4.0")
     options = config({"ternary": Phase(FITTED, 2)}, fit="gptq", answer_packing="best_fit")
     metrics = run(inputs, options, place, tmp_path / "out")
     tokens = open_split(tokens_dir, "train").tokens
@@ -102,7 +104,6 @@ def test_a_phase_starts_from_its_fit_and_reports_what_each_projection_loses(
     assert len(fitted.output_errors) == 4 * toy.num_layers
     for name, error in fitted.output_errors.items():
         assert metrics[f"evolved_ternary/fit/output_error/{name}"] == pytest.approx(error)
-    rows = inputs.answers
     assert (metrics["answers/train"], metrics["answers/num_rows"]) == (30, len(rows.tokens))
     assert len(rows.tokens) < 30
     evolved = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve").provenance
@@ -114,7 +115,9 @@ def test_a_phase_of_no_steps_is_the_fit_alone(
     tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
 ) -> None:
     dense = twin(tokens_dir, toy)
-    inputs = EvolveInputs(dense, tokens_dir, answers(tokens_dir, encode_instructions))
+    rows = answers(tokens_dir, encode_instructions)
+    none = rows._replace(tokens=rows.tokens[:0], answer_mask=rows.answer_mask[:0])
+    inputs = EvolveInputs(dense, tokens_dir, rows, none)
     metrics = run(inputs, config({"ternary": Phase(FITTED, 0)}), place, tmp_path / "out")
     windows = TokenWindows(
         open_split(tokens_dir, "train").tokens, context=TRAIN.context, batch_size=4, seed=0
@@ -130,6 +133,8 @@ def test_a_phase_of_no_steps_is_the_fit_alone(
     for name, model in (("evolved_ternary", made.model), ("dense_continued_ternary", dense.model)):
         expected = mean_loss(model, [held_out.batch(0), held_out.batch(1)])
         assert metrics[f"{name}/validation/loss_nats"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["evolved_ternary/answers/train_loss_nats"] > 0
+    assert "evolved_ternary/answers/validation_loss_nats" not in metrics
     assert "instructions_licence" not in made.provenance
     assert read_json(place.metrics_dir / "curves/evolved_ternary/metrics.json", made_by="test")
 

@@ -127,11 +127,12 @@ def _compensate(layer: BitLinear, scale: Tensor, moments: Tensor) -> Tensor:
     """Compensate the latent weights; return the scale that then suits their codes."""
     grid = layer.config.levels
     latent = compensate(layer.weight, scale, moments=moments, grid=grid)
-    factor = torch.ones_like(scale)
-    if layer.config.granularity == "row":
-        codes = quantize(latent, scale, grid)
-        refitted = output_scale(layer.weight, codes, moments=moments, grid=grid)
-        factor = torch.where(refitted > 0, refitted / scale, factor)
+    if layer.config.granularity != "row":
+        layer.weight.copy_(latent)
+        return scale
+    codes = quantize(latent, scale, grid)
+    refitted = output_scale(layer.weight, codes, moments=moments, grid=grid)
+    factor = torch.where(refitted > 0, refitted / scale, 1.0)
     # Weights and scales grow alike, so that the codes stay.
     layer.weight.copy_(latent * factor)
     return scale * factor

@@ -5,27 +5,26 @@ without a grid, so that more training is never taken for recovery.
 """
 
 import logging
-import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trilith.evolution import AnswerRows, FitMethod, fit_to_grid, forward_kl, grid_sqnr_db
+from trilith.evolution import AnswerRows, fit_to_grid, forward_kl, grid_sqnr_db
 from trilith.files import is_first_process, read_json, remove, replacing, write_json
 from trilith.model import Checkpoint, Transformer, load_checkpoint, move_to_grid, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
+from trilith.training.answer_loss import answer_losses, warn_of_overfitting
 from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
 from trilith.training.devices import wait_for_all
+from trilith.training.evolve_config import EvolveConfig
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.memory import state_bytes
 from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
 from trilith.training.pretrain import check_shape, training_windows, validation_windows
-from trilith.training.recipe import Recipe
 from trilith.training.room import Need, require_room, resume_bytes
 
 log = logging.getLogger(__name__)
@@ -33,84 +32,6 @@ log = logging.getLogger(__name__)
 # Prefixes of the models that come out, one of each for every phase.
 EVOLVED = "evolved"
 CONTROL = "dense_continued"
-
-AnswerPacking = Literal["none", "best_fit"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One step of the descent: a grid, and how many steps the model trains on it; 0 fits alone."""
-
-    quant: QuantConfig
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 0:
-            raise ValueError(f"evolve.phases: num_steps={self.num_steps} must not be negative")
-
-
-@dataclass(frozen=True)
-class EvolveConfig:
-    """Phases of the descent by name, in order, and what they share.
-
-    Each step sees `answer_rows` instructions of at most `answer_length` tokens beside the plain
-    windows of the training section. `answer_packing` says how many instructions a row of answers
-    holds: one ("none"), or as many as fit ("best_fit"), which do not see each other, and then
-    `answer_rows` counts rows. `fit` says how the latent weights are put on a phase's grid before
-    its first step (`trilith.evolution.fit_to_grid`), and `calibration_windows` on how many windows
-    of the training split it is done and its error measured. `kl_weight` times the forward KL
-    divergence from the dense twin on the plain text is added to the cross-entropy. `recipe` starts
-    anew with each phase.
-    """
-
-    phases: dict[str, Phase]
-    recipe: Recipe
-    answer_rows: int
-    answer_length: int
-    answer_packing: AnswerPacking
-    fit: FitMethod
-    calibration_windows: int
-    kl_weight: float
-
-    def __post_init__(self) -> None:
-        if not self.phases:
-            raise ValueError("evolve.phases is empty; name at least one phase")
-        if self.answer_packing not in get_args(AnswerPacking):
-            raise ValueError(
-                f"evolve.answer_packing={self.answer_packing!r} is not known; choose none or "
-                "best_fit"
-            )
-        self._check_fit()
-        if self.answer_rows < 1 or self.answer_length < 8:
-            raise ValueError(
-                f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
-                f"{self.answer_length} at least 8"
-            )
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(
-                f"evolve.kl_weight={self.kl_weight} must not be negative, and be finite"
-            )
-        for phase in self.phases.values():
-            if phase.num_steps:
-                self.recipe.check_length(phase.num_steps)
-
-    def _check_fit(self) -> None:
-        if self.fit not in get_args(FitMethod):
-            raise ValueError(
-                f"evolve.fit={self.fit!r} is not known; choose plain, weighted or gptq"
-            )
-        if self.calibration_windows < 1:
-            raise ValueError(
-                f"evolve.calibration_windows={self.calibration_windows} must be at least 1"
-            )
-        for name, phase in self.phases.items():
-            rule = phase.quant.scale_rule
-            if self.fit != "plain" and rule not in ("least_squares", "learned"):
-                raise ValueError(
-                    f"evolve.fit={self.fit} with evolve.phases.{name}.quant.scale_rule={rule}, "
-                    "which takes scales from the weights at each use and keeps no fitted one; use "
-                    "least_squares or learned, or evolve.fit=plain"
-                )
 
 
 class EvolveBatch(NamedTuple):
@@ -135,11 +56,16 @@ class PlainAndAnswers:
 
 
 class EvolveInputs(NamedTuple):
-    """What the evolution starts from; `licence` is that of foreign instructions."""
+    """What the evolution starts from.
+
+    `held_out` are answers of the validation split, maybe none; `licence` is that of foreign
+    instructions.
+    """
 
     twin: Checkpoint
     tokens_dir: Path
     answers: AnswerRows
+    held_out: AnswerRows
     licence: str | None = None
 
 
@@ -267,10 +193,14 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
     metrics = fitted
+    before_training = answer_losses(model, seen=inputs.answers, held_out=inputs.held_out)
     if job.num_steps:
         metrics |= fit(model, plan=plan, config=train, place=phase_place)
     else:
         metrics |= _score(model, plan.validation, num_batches=train.validation_batches)
+    losses = answer_losses(model, seen=inputs.answers, held_out=inputs.held_out)
+    warn_of_overfitting(job.name, before_training, losses, alert=place.wandb_run.alert)
+    metrics |= losses.metrics()
     num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
     num_rows = num_steps * _batches_per_step(setting) * setting.config.answer_rows
     num_answers = num_rows * inputs.answers.num_examples // len(inputs.answers.tokens)
