@@ -54,8 +54,8 @@ def warn_of_overfitting(
     if after.seen_nats < OVERFITTED_NATS and after.held_out_nats > before.held_out_nats:
         text = (
             f"the loss on trained answers is {after.seen_nats:.2f} nats, on held-out ones it rose "
-            f"from {before.held_out_nats:.2f} to {after.held_out_nats:.2f}: the answers are learned "
-            "by heart; use more instructions or fewer steps, or train.result=best"
+            f"from {before.held_out_nats:.2f} to {after.held_out_nats:.2f}: the answers are "
+            "learned by heart; use more instructions or fewer steps, or train.result=best"
         )
         log.warning("%s: overfitting: %s", name, text)
         alert(title=f"{name}: overfitting", text=text)
