@@ -8,8 +8,7 @@ from training_run import open_place
 from trilith.evolution import encode_instructions, pack_instructions
 from trilith.files import require, sha256
 from trilith.model import ModelConfig, load_checkpoint, require_shape
-from trilith.training.evolve import EvolveInputs, evolve
-from trilith.training.evolve_config import EvolveConfig
+from trilith.training.evolve import EvolveConfig, EvolveInputs, evolve
 from trilith.training.fit import TrainConfig
 
 

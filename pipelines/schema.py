@@ -14,7 +14,7 @@ from trilith.packed import PackConfig
 from trilith.quant import QuantConfig
 from trilith.tokens import TokenizerConfig
 from trilith.training.devices import TrainerConfig
-from trilith.training.evolve_config import EvolveConfig
+from trilith.training.evolve import EvolveConfig
 from trilith.training.fit import TrainConfig
 from trilith.training.pretrain import PretrainConfig
 from trilith.training.tracking import TrackingConfig
