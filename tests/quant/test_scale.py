@@ -118,6 +118,15 @@ def test_a_refinement_never_increases_the_error(grid: str) -> None:
         scale = refined
 
 
+def test_without_a_scale_a_weight_takes_the_nearest_of_the_levels_themselves() -> None:
+    latent = _gaussian(30, 20, seed=8) * 0.3
+    config = QuantConfig("prime7", "unit", "tensor", None, 8)
+    codes, scale = quantize_weight(latent, config)
+    levels = torch.tensor([0, 1 / 5, 1 / 3, 1 / 2, -1 / 5, -1 / 3, -1 / 2])
+    nearest = levels[(latent[..., None] - levels).abs().argmin(dim=-1)]
+    torch.testing.assert_close(dequantize(codes, scale, config.levels), nearest)
+
+
 def _weighted_error(values: Tensor, scale: Tensor, grid: str, importance: Tensor) -> Tensor:
     """By its definition, in float64: every value takes the nearest of all levels."""
     levels = torch.tensor(grid_named(grid).levels, dtype=torch.float64) * scale.double()[:, None]
