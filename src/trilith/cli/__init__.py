@@ -1,4 +1,4 @@
-"""The command line: `trilith generate`, `info`, `memory`, `import` and `doctor`."""
+"""The command line: `trilith` and its commands, one file each."""
 
 from trilith.cli.main import main
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from trilith import __version__
-from trilith.cli import doctor, generate, importing, info, memory
+from trilith.cli import doctor, exporting, generate, importing, info, memory, packing, verify
 
 INTERRUPTED = 130
 
@@ -37,5 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_parser(commands)
     memory.add_parser(commands)
     importing.add_parser(commands)
+    packing.add_parser(commands)
+    verify.add_parser(commands)
+    exporting.add_parser(commands)
     doctor.add_parser(commands)
     return parser
