@@ -4,8 +4,11 @@ Each phase starts from the latent weights of the one before. The control does th
 without a grid, so that more training is never taken for recovery.
 """
 
+import copy
 import logging
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,7 +283,7 @@ def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
 
 def _objective(setting: _Setting, job: _Job) -> Objective:
     """Cross-entropy of plain text and answers, and for the evolved arm the pull of the twin."""
-    teacher = setting.inputs.twin.model
+    teacher = _on_device(setting.inputs.twin.model)
     z_loss = setting.config.recipe.z_loss
     kl_weight = 0.0 if job.quant is None else setting.config.kl_weight
 
@@ -296,11 +299,21 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
             total = total + z_loss * z_penalty(plain_logits, batch.plain)
         if kl_weight:
             with torch.no_grad():
-                teacher_logits = teacher(batch.plain.inputs_BT)
+                teacher_logits = teacher(batch.plain.inputs_BT.device)(batch.plain.inputs_BT)
             total = total + kl_weight * forward_kl(plain_logits, teacher_logits)
         return Loss(total, plain.detach())
 
     return objective
+
+
+def _on_device(model: Transformer) -> Callable[[torch.device], Transformer]:
+    """Hand out the model on a device, as a copy if it has to move: it starts the next phase, too."""
+
+    @cache
+    def placed(device: torch.device) -> Transformer:
+        return model if device.type == "cpu" else copy.deepcopy(model).to(device)
+
+    return placed
 
 
 def counted_targets(batch: Batch) -> Tensor:
