@@ -307,7 +307,7 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
 
 
 def _on_device(model: Transformer) -> Callable[[torch.device], Transformer]:
-    """Hand out the model on a device; one that has to move is copied, since it starts phases, too."""
+    """Hand out the model on a device; what has to move is copied: the original starts phases."""
 
     @cache
     def placed(device: torch.device) -> Transformer:
