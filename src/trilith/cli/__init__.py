@@ -1,4 +1,4 @@
-"""The command line: `trilith generate`, `info`, `memory`, `import` and `doctor`."""
+"""The command line: `trilith generate`, `chat`, `serve`, `bench`, `info` and others."""
 
 from trilith.cli.main import main
 
