@@ -24,6 +24,7 @@ from trilith.kernels import (
     PackedWeight,
     TorchProduct,
     available_isas,
+    layouts_for,
     pack_weight,
 )
 from trilith.kernels.choice import ISA_NUMBERS
@@ -56,8 +57,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     prepare_cpu(options.threads)
-    names = [*available_isas(), "torch"]
-    print(f"{'outputs x inputs':<18}{'tokens':>8}" + "".join(f"{name:>10}" for name in names))
+    layouts = layouts_for(GRIDS[options.grid])
+    names = [*(f"{isa} {layout}" for isa in available_isas() for layout in layouts), "torch"]
+    print(f"{'outputs x inputs':<18}{'tokens':>8}" + "".join(f"{name:>14}" for name in names))
     rows = []
     for shape in SHAPES:
         weight = random_weight(shape, options.grid)
@@ -68,7 +70,7 @@ def main() -> None:
             work = shape[0] * shape[1] * num_tokens
             gmacs = {name: work / value / 1e9 for name, value in seconds.items()}
             rows.append({"shape": shape, "tokens": num_tokens, "gmac_per_s": gmacs})
-            figures = "".join(f"{gmacs[name]:>10.1f}" for name in names)
+            figures = "".join(f"{gmacs[name]:>14.1f}" for name in names)
             print(f"{f'{shape[0]} x {shape[1]}':<18}{num_tokens:>8}{figures}", flush=True)
     print(f"10^9 multiply-adds/s, {options.grid}, {options.threads} threads, {device_name()}")
     if options.json:
@@ -89,9 +91,11 @@ def copies(weight: PackedWeight, name: str, weights_mb: float) -> list[nn.Module
     """Build as many equal products as make up `weights_mb` of buffers, at least one."""
 
     def build() -> nn.Module:
-        return TorchArm(weight) if name == "torch" else NativeProduct(weight, isa)
+        if name == "torch":
+            return TorchArm(weight)
+        isa, layout = name.split()
+        return NativeProduct(weight, Isa(isa, ISA_NUMBERS[isa]), layout=layout)  # type: ignore[arg-type]
 
-    isa = Isa(name, ISA_NUMBERS.get(name, -1))
     first = build()
     num_bytes = sum(buffer.nbytes for buffer in first.buffers())
     return [first, *(build() for _ in range(int(weights_mb * 1e6 / num_bytes)))]

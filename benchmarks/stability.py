@@ -181,7 +181,8 @@ def _cost(options: argparse.Namespace) -> dict[str, float]:
                 seconds["watch"] += [watched] if is_watched else []
     seconds["grid"] = _grid_seconds(watch, detector)
     seconds["snapshot"] = [
-        _timed(take_snapshot, model, optimizer, step=0, recipe_step=0) for _ in range(10)
+        _timed(take_snapshot, model, optimizer, step=0, recipe_step=0, windows={})
+        for _ in range(10)
     ]
     return _shares({name: 1000 * median(values) for name, values in seconds.items()}, config)
 

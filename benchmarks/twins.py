@@ -22,7 +22,7 @@ from trilith.hardware import device_name
 VOCAB_SIZE = 2048
 SEEDS = (0, 1, 2)
 # Of 1,024 tokens.
-NUM_STEPS = 1000
+NUM_STEPS = {"nano": 1000, "micro": 500}
 RECIPE_STEPS = 250
 FEWER_BATCHES = ("train.validation_batches=32",)
 SIZES = {
@@ -114,7 +114,7 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
         for model in options.models:
             for corpus in present:
                 yield from (
-                    Run(corpus, VOCAB_SIZE, model, arm, seed, NUM_STEPS, SIZES[model])
+                    Run(corpus, VOCAB_SIZE, model, arm, seed, NUM_STEPS[model], SIZES[model])
                     for arm in TWINS
                 )
 

@@ -11,8 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trilith.kernels import Isa, NativeProduct, PackedWeight, pack_weight, packed_product
-from trilith.quant import GRIDS, QuantizedWeight, codecs_for, quantize_activation
+from trilith.kernels import (
+    Isa,
+    NativeProduct,
+    PackedWeight,
+    layout_in_memory,
+    layouts_for,
+    pack_weight,
+    packed_product,
+)
+from trilith.quant import CODECS, GRIDS, QuantizedWeight, codecs_for, quantize_activation
 
 NUM_TOKENS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 70, 130)
 
@@ -44,6 +52,10 @@ def _weight(
     return pack_weight(weight, grid=grid, codec=codecs_for(grid.num_levels)[0])
 
 
+def native(weight: PackedWeight, isa: Isa) -> NativeProduct:
+    return NativeProduct(weight, isa, layout=layouts_for(weight.grid)[0])
+
+
 def _reference(weight: PackedWeight, x: Tensor) -> Tensor:
     values, scale = quantize_activation(x)
     return packed_product(values.to(torch.int8), weight=weight) * scale
@@ -68,13 +80,15 @@ def _random_cases() -> list[Case]:
 
 def test_500_random_products_are_the_reference_to_the_last_bit(isa: Isa) -> None:
     for case in _random_cases():
-        assert torch.equal(NativeProduct(case.weight, isa)(case.x), case.expected), case.name
+        for layout in layouts_for(case.weight.grid):
+            product = NativeProduct(case.weight, isa, layout=layout)
+            assert torch.equal(product(case.x), case.expected), (case.name, layout)
 
 
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 def test_all_outputs_are_written_and_nothing_beside_them(isa: Isa, num_tokens: int) -> None:
     weight = _weight("ternary", (45, 75, 1), 45)
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     x = torch.randn(num_tokens, 75)
     around = torch.full((num_tokens + 2, 45), torch.nan)
     product.multiply_into(x, around[1:-1])
@@ -86,7 +100,7 @@ def test_all_outputs_are_written_and_nothing_beside_them(isa: Isa, num_tokens: i
 @pytest.mark.parametrize("num_tokens", [1, 40])
 def test_the_number_of_threads_changes_no_bit(isa: Isa, grid: str, num_tokens: int) -> None:
     weight = _weight(grid, (1030, 2048, 4), 1030)
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     x = torch.randn(num_tokens, 2048)
     found = []
     for threads in (1, 2, 3, 8):
@@ -98,7 +112,7 @@ def test_the_number_of_threads_changes_no_bit(isa: Isa, grid: str, num_tokens: i
 
 def test_callers_in_several_threads_do_not_disturb_each_other(isa: Isa) -> None:
     weight = _weight("ternary", (512, 1024, 1), 1)
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     inputs = [torch.randn(2 + i % 20, 1024) for i in range(100)]
     expected = [product(x) for x in inputs]
     torch.set_num_threads(2)
@@ -111,7 +125,7 @@ def test_callers_in_several_threads_do_not_disturb_each_other(isa: Isa) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_computes_too(isa: Isa) -> None:
     torch.set_num_threads(2)
-    product = NativeProduct(_weight("ternary", (2048, 1024, 1), 1), isa)
+    product = native(_weight("ternary", (2048, 1024, 1), 1), isa)
     x = torch.randn(1, 1024)
     expected = product(x).numpy().tobytes()
     child = os.fork()
@@ -127,7 +141,7 @@ def test_the_largest_sums_do_not_overflow(isa: Isa, grid: str) -> None:
     weight = pack_weight(
         QuantizedWeight(highest, torch.ones(1, 1)), grid=weight.grid, codec=weight.codec
     )
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     for num_tokens in (1, 5, 20):
         for sign in (-1.0, 1.0):
             x = torch.full((num_tokens, 9001), sign)
@@ -141,7 +155,7 @@ def test_rounding_is_half_to_even_and_odd_tokens_are_those_of_torch(isa: Isa) ->
     denormal = torch.full((255,), 1e-41)
     large = torch.linspace(-1, 1, 255) * 3e38
     x = torch.stack([halves, -halves, torch.zeros(255), denormal, large, halves * 1e-7])
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     assert torch.equal(product(x), _reference(weight, x))
     assert torch.equal(torch.cat([product(token) for token in x.split(1)]), product(x))
 
@@ -155,7 +169,7 @@ def test_a_token_that_is_not_finite_gives_nan_to_itself_alone(
     x = torch.randn(num_tokens, 70)
     expected = _reference(weight, x)
     x[num_tokens // 2, 33] = bad
-    found = NativeProduct(weight, isa)(x)
+    found = native(weight, isa)(x)
     assert found[num_tokens // 2].isnan().all()
     expected[num_tokens // 2] = torch.nan
     assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
@@ -163,7 +177,7 @@ def test_a_token_that_is_not_finite_gives_nan_to_itself_alone(
 
 def test_any_layout_and_dtype_of_activations(isa: Isa) -> None:
     weight = _weight("ternary", (20, 70, 1), 1)
-    product = NativeProduct(weight, isa)
+    product = native(weight, isa)
     x = torch.randn(70, 3, 2).permute(2, 1, 0)
     assert torch.equal(product(x), _reference(weight, x))
     assert product(x).shape == (2, 3, 20)
@@ -174,6 +188,29 @@ def test_any_layout_and_dtype_of_activations(isa: Isa) -> None:
 
 
 def test_other_devices_are_refused(isa: Isa) -> None:
-    product = NativeProduct(_weight("ternary", (20, 70, 1), 1), isa)
+    product = native(_weight("ternary", (20, 70, 1), 1), isa)
     with pytest.raises(ValueError, match="got activations on meta"):
         product(torch.empty(1, 70, device="meta"))
+
+
+def test_only_a_model_that_the_caches_cannot_hold_keeps_base_3() -> None:
+    grid, large = GRIDS["ternary"], {"num_weights": 2**28, "group_in": 2048}
+    base3, bits2 = codecs_for(3)[0], CODECS["bits2"]
+    assert layout_in_memory(grid, codec=base3, **large) == "base3"
+    assert layout_in_memory(grid, codec=bits2, **large) == "bits2"
+    assert layout_in_memory(grid, codec=base3, num_weights=10**6, group_in=2048) == "bits2"
+    assert layout_in_memory(grid, codec=base3, num_weights=2**28, group_in=2**16) == "bits2"
+    assert layout_in_memory(GRIDS["prime7"], codec=CODECS["bits3"], **large) == "bits4"
+
+
+def test_sums_of_the_most_inputs_that_base_3_takes_do_not_overflow(isa: Isa) -> None:
+    num_in = 2**15
+    codes = torch.full((16, num_in), 2, dtype=torch.uint8)
+    codes[1] = 0
+    weight = pack_weight(
+        QuantizedWeight(codes, torch.ones(1, 1)), grid=GRIDS["ternary"], codec=codecs_for(3)[0]
+    )
+    product = NativeProduct(weight, isa, layout="base3")
+    for num_tokens in (1, 3, 20):
+        x = torch.ones(num_tokens, num_in)
+        assert torch.equal(product(x), _reference(weight, x))

@@ -8,7 +8,7 @@ import torch
 from tests.memory_peak import peak_bytes, storage_bytes
 from tests.model.test_zoo import shape
 
-from trilith.kernels import chosen_isa
+from trilith.kernels import chosen_isa, native_path
 from trilith.model import ModelConfig, build_model
 from trilith.packed import DENSE, Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
@@ -66,11 +66,18 @@ def test_the_file_is_planned_to_the_byte(kind: Kind, tmp_path: Path) -> None:
     assert plan_inference(setup_of(kind)).file == sum(measured.values())
 
 
-@pytest.mark.parametrize("kernel", ["native", "torch"])
+@pytest.mark.parametrize(
+    ("kernel", "cached_weights"), [("native", 2**27), ("native", 0), ("torch", 2**27)]
+)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].name)
 def test_running_takes_what_is_planned(
-    kind: Kind, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind,
+    kernel: Any,
+    cached_weights: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(native_path, "CACHED_WEIGHTS", cached_weights)
     monkeypatch.setenv("TRILITH_KERNELS", "torch" if kernel == "torch" else "auto")
     if kernel == "native" and chosen_isa() is None:
         pytest.skip("no native kernels on this machine")

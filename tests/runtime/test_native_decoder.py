@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trilith.kernels import available_isas
+from trilith.kernels import NativeProduct, available_isas, native_path
 from trilith.model import ModelConfig, build_model
 from trilith.packed import Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
@@ -155,3 +155,21 @@ def test_a_model_converted_later_does_not_pull_the_weights_away(tmp_path: Path) 
     engine = _load(path, "auto")
     engine.model.double()
     assert torch.equal(_decode(engine, tokens_BT, num_prompt=0), expected)
+
+
+def test_a_model_beyond_the_caches_has_the_same_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights stay in base 3; products are equal to the last bit, so all else is, too."""
+    path = _pack(tmp_path, KINDS["swiglu"])
+    tokens_BT = torch.randint(0, 37, (2, 60), generator=torch.Generator().manual_seed(1))
+    in_2_bits = Engine.load(path)
+    monkeypatch.setattr(native_path, "CACHED_WEIGHTS", 0)
+    in_base_3 = Engine.load(path)
+    assert _tile_bytes(in_base_3) < _tile_bytes(in_2_bits)
+    assert torch.equal(_decode(in_base_3, tokens_BT), _decode(in_2_bits, tokens_BT))
+
+
+def _tile_bytes(engine: Engine) -> int:
+    modules = engine.model.modules()
+    return sum(m.codes.nbytes for m in modules if isinstance(m, NativeProduct))

@@ -48,6 +48,7 @@ RECIPE = Recipe(
     optimizer="adamw",
     schedule="cosine",
     peak_lr=1e-2,
+    reference_width=None,
     warmup_steps=3,
     final_lr_share=0.1,
     decay_share=None,

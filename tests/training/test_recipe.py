@@ -13,6 +13,7 @@ COSINE = Recipe(
     optimizer="adamw",
     schedule="cosine",
     peak_lr=1.0,
+    reference_width=None,
     warmup_steps=10,
     final_lr_share=0.1,
     decay_share=None,
@@ -52,6 +53,15 @@ def test_the_rate_turns_where_the_schedule_says(recipe: Recipe, step: int, expec
     assert recipe.learning_rate(step, 110) == pytest.approx(expected)
 
 
+def test_wider_models_take_a_lower_rate() -> None:
+    recipe = replace(COSINE, reference_width=160)
+    assert recipe.at_width(64).peak_lr == recipe.at_width(160).peak_lr == COSINE.peak_lr
+    assert recipe.at_width(640).learning_rate(10, 110) == pytest.approx(
+        COSINE.learning_rate(10, 110) / 4
+    )
+    assert COSINE.at_width(640) == COSINE
+
+
 def test_weight_decay_changes_at_mid_run() -> None:
     assert [COSINE.decay(step, 110) for step in (0, 54, 55, 109)] == [0.1, 0.1, 0.0, 0.0]
 
@@ -68,6 +78,7 @@ def test_weight_decay_changes_at_mid_run() -> None:
         ({"peak_lr": 0.0}, "recipe.peak_lr=0.0"),
         ({"peak_lr": math.nan}, "recipe.peak_lr=nan must be positive and finite"),
         ({"peak_lr": math.inf, "weight_decay": 0.0}, "recipe.peak_lr=inf"),
+        ({"reference_width": 0}, "recipe.reference_width=0 must be at least 1"),
         ({"warmup_steps": -1}, "recipe.warmup_steps=-1 must not be negative"),
         ({"final_lr_share": -0.1}, r"recipe.final_lr_share=-0.1 must lie in \[0, 1\]"),
         ({"final_lr_share": 1.1}, "recipe.final_lr_share=1.1"),

@@ -134,6 +134,17 @@ def test_a_long_ramp_to_the_grid_is_watched_too(
     assert events(place) == [(25, "spike"), (25, "rollback"), (25, "lr_cut")]
 
 
+def test_a_rollback_to_where_the_loss_was_higher_is_no_spike(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    """To the very start, and to a snapshot that is nearly a whole interval old."""
+    config = replace(TRAIN, stability=replace(STABILITY, snapshot_every=40))
+    own = faulty(plan._replace(num_steps=60), 39, 78, kind="exploding_batch")
+    trained(toy, own, place, config=config)
+    spikes = [step for step, kind in events(place) if kind == "spike"]
+    assert spikes == [39, 78]
+
+
 @pytest.mark.parametrize(
     ("rows_of", "factor", "signal"),
     [(slice(3, 4), 1e-3, "scale_jump"), (slice(None), 3.0, "zero_drift")],

@@ -8,7 +8,12 @@ from trilith.kernels.arithmetic import (
 )
 from trilith.kernels.choice import Isa, available_isas, chosen_isa
 from trilith.kernels.linear import PackedLinear
-from trilith.kernels.native_path import NativeProduct, native_bytes
+from trilith.kernels.native_path import (
+    NativeProduct,
+    layout_in_memory,
+    layouts_for,
+    native_bytes,
+)
 from trilith.kernels.reference import packed_product
 from trilith.kernels.torch_path import TorchFloatProduct, TorchProduct
 from trilith.kernels.weight import PackedWeight, pack_weight
@@ -26,6 +31,8 @@ __all__ = [
     "available_isas",
     "chosen_isa",
     "fastest_arithmetic",
+    "layout_in_memory",
+    "layouts_for",
     "native_bytes",
     "pack_weight",
     "packed_product",

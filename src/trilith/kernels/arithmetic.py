@@ -17,7 +17,14 @@ from trilith.kernels.native_build import (
     WeightStruct,
     load_native,
 )
-from trilith.kernels.native_path import MAX_INPUTS, MAX_OFFSET, Tiles, tile, weight_struct
+from trilith.kernels.native_path import (
+    MAX_INPUTS,
+    MAX_OFFSET,
+    Tiles,
+    layouts_for,
+    tile,
+    weight_struct,
+)
 from trilith.quant import (
     EXACT_FLOAT32,
     INT8_MAX,
@@ -159,8 +166,10 @@ class _StepTiles(NamedTuple):
 
 
 def _step_tiles(numerators: Tensor, scale: Tensor, grid: Grid) -> _StepTiles:
-    tiles = tile(numerators, scale, grid)
-    return _StepTiles(tiles, weight_struct(tiles, numerators.shape, grid))
+    layout = layouts_for(grid)[0]
+    tiles = tile(numerators, scale, grid=grid, layout=layout)
+    struct = weight_struct(tiles, numerators.shape, offset=grid.numerators[-1], layout=layout)
+    return _StepTiles(tiles, struct)
 
 
 def _multiply(x: Tensor, tiles: _StepTiles, isa: int, dtype: torch.dtype) -> Product:

@@ -38,7 +38,7 @@ class WeightStruct(ctypes.Structure):
         ("num_out", _LONG),
         ("num_in", _LONG),
         ("num_groups", _LONG),
-        ("bits", _LONG),
+        ("layout", _LONG),
         ("offset", _LONG),
     )
 

@@ -1,10 +1,10 @@
-"""The native kernel: weights in tiles of 2 or 4 bits, float activations in, the torch path's bits.
+"""The native kernel: weights in tiles, float activations in, the torch path's bits.
 
 Axes: O outputs, I inputs.
 """
 
 import ctypes
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,32 @@ from torch.nn import functional as F
 from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
 from trilith.kernels.weight import PackedWeight
-from trilith.quant import Grid, numerators_of
+from trilith.quant import Codec, Grid, numerators_of
 
-# Outputs and inputs of a tile, as in trilith.h.
-TILE = 16
+Layout = Literal["bits2", "base3", "bits4"]
+
+
+class _Geometry(NamedTuple):
+    """A layout of trilith.h: its number there, and the inputs and bytes of a tile."""
+
+    number: int
+    tile_in: int
+    tile_bytes: int
+
+
+_GEOMETRY: dict[Layout, _Geometry] = {
+    "bits2": _Geometry(2, 16, 64),
+    "base3": _Geometry(3, 20, 64),
+    "bits4": _Geometry(4, 16, 128),
+}
+# Outputs of a tile.
+BLOCK = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
 MAX_INPUTS = 2**19
+# A quarter as many bytes are about what the last cache of a processor holds.
+CACHED_WEIGHTS = 2**27
+# The same, times 256, for digits of base 3 that are added where they are.
+MAX_BASE3_INPUTS = 2**15
 MAX_OFFSET = 16
 # Places in the table of levels: 4 bits name one.
 NUM_LEVELS = 16
@@ -31,16 +51,17 @@ class NativeProduct(nn.Module):
     levels: Tensor
     factor: Tensor
 
-    def __init__(self, weight: PackedWeight, isa: Isa) -> None:
+    def __init__(self, weight: PackedWeight, isa: Isa, *, layout: Layout) -> None:
         super().__init__()
         assert fits_native(weight), weight.shape
         self.isa = isa
         self.num_out, self.num_in = weight.shape
+        self.layout = layout
         numerators = numerators_of(weight.codes(), weight.grid, torch.int8)
-        tiles = tile(numerators, weight.scale, weight.grid)
+        tiles = tile(numerators, weight.scale, grid=weight.grid, layout=self.layout)
         for name, tensor in tiles._asdict().items():
             self.register_buffer(name, tensor)
-        self.grid = weight.grid
+        self.offset = weight.grid.numerators[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x [..., I] to int8 per token and multiply: [..., O] of the same dtype."""
@@ -75,8 +96,9 @@ class NativeProduct(nn.Module):
 
     def as_struct(self) -> WeightStruct:
         """Return what the C functions take; it points into the buffers of this module."""
+        tiles = Tiles(self.codes, self.levels, self.factor)
         shape = (self.num_out, self.num_in)
-        return weight_struct(Tiles(self.codes, self.levels, self.factor), shape, self.grid)
+        return weight_struct(tiles, shape, offset=self.offset, layout=self.layout)
 
 
 class Tiles(NamedTuple):
@@ -87,26 +109,27 @@ class Tiles(NamedTuple):
     factor: Tensor  # float32 [G, O padded to whole tiles]: scale / denominator
 
 
-def tile(numerators: Tensor, scale: Tensor, grid: Grid) -> Tiles:
+def tile(numerators: Tensor, scale: Tensor, *, grid: Grid, layout: Layout) -> Tiles:
     """Put a weight into tiles.
 
     Args:
         numerators: int8 [O, I], all of the grid.
         scale: float32 [O or 1, G].
         grid: the levels.
+        layout: bits4, or for ternary another one.
     """
-    num_out = numerators.shape[0]
-    bits, offset = _bits_of(grid), grid.numerators[-1]
+    num_out, offset = numerators.shape[0], grid.numerators[-1]
     shifted = torch.tensor(grid.numerators) + offset
     levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
     levels[: grid.num_levels] = shifted
     code_of = torch.zeros(2 * offset + 1, dtype=torch.uint8)
-    code_of[shifted] = (shifted if bits == 2 else torch.arange(grid.num_levels)).to(torch.uint8)
+    codes = torch.arange(grid.num_levels) if layout == "bits4" else shifted
+    code_of[shifted] = codes.to(torch.uint8)
     factor = (scale / grid.denominator).expand(num_out, -1)
-    factor = F.pad(factor.T, (0, -num_out % TILE)).contiguous()
-    num_bytes = tiled_bytes(numerators.shape, scale.shape[1], bits=bits)
+    factor = F.pad(factor.T, (0, -num_out % BLOCK)).contiguous()
+    num_bytes = tiled_bytes(numerators.shape, scale.shape[1], layout=layout)
     tiles = Tiles(torch.empty(num_bytes, dtype=torch.uint8), levels, factor)
-    struct = weight_struct(tiles, numerators.shape, grid)
+    struct = weight_struct(tiles, numerators.shape, offset=offset, layout=layout)
     numerators = numerators.contiguous()
     library = load_native().library
     assert library is not None
@@ -115,11 +138,13 @@ def tile(numerators: Tensor, scale: Tensor, grid: Grid) -> Tiles:
     return tiles
 
 
-def weight_struct(tiles: Tiles, shape: tuple[int, ...], grid: Grid) -> WeightStruct:
+def weight_struct(
+    tiles: Tiles, shape: tuple[int, ...], *, offset: int, layout: Layout
+) -> WeightStruct:
     """Return what the C functions take; it points into the tensors, which must stay alive."""
     pointers = (tensor.data_ptr() for tensor in tiles)
     num_groups = tiles.factor.shape[0]
-    return WeightStruct(*pointers, *shape, num_groups, _bits_of(grid), grid.numerators[-1])
+    return WeightStruct(*pointers, *shape, num_groups, _GEOMETRY[layout].number, offset)
 
 
 def fits_native(weight: PackedWeight) -> bool:
@@ -129,19 +154,38 @@ def fits_native(weight: PackedWeight) -> bool:
     return fits and weight.shape[1] <= MAX_INPUTS
 
 
-def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, bits: int) -> int:
+def tiled_bytes(shape: tuple[int, ...], num_groups: int, *, layout: Layout) -> int:
     """Bytes of a weight [O, I] in tiles."""
     num_out, num_in = shape
-    group_tiles = -(-(num_in // num_groups) // TILE)
-    return -(-num_out // TILE) * num_groups * group_tiles * TILE * TILE * bits // 8
+    geometry = _GEOMETRY[layout]
+    group_tiles = -(-(num_in // num_groups) // geometry.tile_in)
+    return -(-num_out // BLOCK) * num_groups * group_tiles * geometry.tile_bytes
 
 
-def native_bytes(shape: tuple[int, int], *, num_groups: int, grid: Grid) -> int:
+def native_bytes(shape: tuple[int, int], *, num_groups: int, layout: Layout) -> int:
     """Bytes that kernels hold of a weight of this shape: tiles, levels and factors."""
-    padded_out = -(-shape[0] // TILE) * TILE
+    padded_out = -(-shape[0] // BLOCK) * BLOCK
     factors = torch.float32.itemsize * num_groups * padded_out
-    return tiled_bytes(shape, num_groups, bits=_bits_of(grid)) + NUM_LEVELS + factors
+    return tiled_bytes(shape, num_groups, layout=layout) + NUM_LEVELS + factors
 
 
-def _bits_of(grid: Grid) -> int:
-    return 2 if grid.numerators[-1] == 1 else 4
+def layout_in_memory(grid: Grid, *, codec: Codec, num_weights: int, group_in: int) -> Layout:
+    """Return how kernels hold a weight of a model.
+
+    What the caches hold is fastest with 2 bits; beyond, fewer bytes are faster.
+
+    Args:
+        grid: of the weight.
+        codec: as the file has it; base 3 stays base 3 where that pays.
+        num_weights: of all projections of the model.
+        group_in: inputs that share a scale.
+    """
+    layouts = layouts_for(grid)
+    is_large = num_weights > CACHED_WEIGHTS and group_in <= MAX_BASE3_INPUTS
+    keeps_base3 = is_large and codec.name == "base3" and "base3" in layouts
+    return "base3" if keeps_base3 else layouts[0]
+
+
+def layouts_for(grid: Grid) -> tuple[Layout, ...]:
+    """Return the layouts that hold codes of this grid, the fastest in the cache first."""
+    return ("bits2", "base3") if grid.numerators[-1] == 1 else ("bits4",)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedLinear
-from trilith.model import RMSNorm, Transformer
+from trilith.model import RMSNorm, Transformer, count_parameters
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.precision import restore_rows
 from trilith.packed.read import PackedFile, naming, read_packed
@@ -54,8 +54,10 @@ def _packed_linear(
     weight = file.packed_weight(name)
     _require_shape(weight.shape, like.weight.shape)
     unused.pop(f"{name}.codes")
+    num_weights = count_parameters(file.manifest.model).projections
     unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
-    return PackedLinear(weight, activation_bits=file.manifest.activation_bits)
+    bits = file.manifest.activation_bits
+    return PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
 
 
 def _take_rows(unused: dict[str, Tensor], name: str) -> Tensor:

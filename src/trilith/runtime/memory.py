@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trilith.kernels import native_bytes
+from trilith.kernels import layout_in_memory, native_bytes
 from trilith.model import (
     KVCache,
     ModelConfig,
     RMSNorm,
     Transformer,
+    count_parameters,
     model_on_meta,
     projection_weights,
 )
@@ -181,7 +182,13 @@ def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
     if setup.kernel == "torch":
         return _FLOAT32 * (weight.numel() + scales)
     num_groups = scales // num_out if quant.granularity == "group" else 1
-    return native_bytes((num_out, num_in), num_groups=num_groups, grid=quant.levels)
+    layout = layout_in_memory(
+        quant.levels,
+        codec=setup.pack.codec_for(quant.levels),
+        num_weights=count_parameters(setup.model).projections,
+        group_in=num_in // num_groups,
+    )
+    return native_bytes((num_out, num_in), num_groups=num_groups, layout=layout)
 
 
 def _prefill_bytes(setup: InferenceSetup) -> int:

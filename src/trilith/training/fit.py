@@ -110,8 +110,9 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     """
     started = time.perf_counter()
     _check_devices(config, place.trainer)
+    recipe = plan.recipe.at_width(model.config.width)
     module = LanguageModule(
-        model, objective=plan.objective, recipe=plan.recipe, num_steps=plan.num_steps
+        model, objective=plan.objective, recipe=recipe, num_steps=plan.num_steps
     )
     curves, stability, resume = watchers = _watchers(model, plan, config, place)
     trainer = _trainer(plan, config, place, watchers)

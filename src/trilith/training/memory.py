@@ -8,7 +8,7 @@ Letters as in `attention`: D width, C head width, V vocabulary; M is the width o
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from trilith.kernels import native_bytes
+from trilith.kernels import layouts_for, native_bytes
 from trilith.model import ModelConfig, model_on_meta, projection_weights
 from trilith.quant import QuantConfig, num_scales
 from trilith.training.recipe import OptimizerName
@@ -175,8 +175,9 @@ def _weight_copies(setup: TrainingSetup) -> int:
     copies = head + (1 + _value_bytes(setup)) * num_weights + _FLOAT32 * sum(scales)
     if setup.arithmetic == "tensors" or quant.activation_bits is None:
         return copies
+    layout = layouts_for(quant.levels)[0]
     return copies + sum(
-        native_bytes((num_out, num_in), num_groups=max(1, scale // num_out), grid=quant.levels)
+        native_bytes((num_out, num_in), num_groups=max(1, scale // num_out), layout=layout)
         for (num_out, num_in), scale in zip((w.shape for w in projections), scales, strict=True)
     )
 

@@ -1,8 +1,8 @@
 """A recipe: learning rate and weight decay as pure functions of the step, and the optimizer."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -19,6 +19,10 @@ _NO_PROJECTIONS = ("embedding.weight", "head.weight", *(f".{name}" for name in S
 @dataclass(frozen=True)
 class Recipe:
     """How a run is optimized.
+
+    `peak_lr` is the highest learning rate up to a width of `reference_width`; wider models take it
+    times reference_width / width, as Adam's rate of hidden weights goes (muP, arXiv 2203.03466,
+    table 8). Where that is null all take it as it is.
 
     Schedules, after a linear warm-up: "cosine" to `final_lr_share` of the peak; "wsd" stays at the
     peak and falls linearly over the last `decay_share` of the steps (MiniCPM, arXiv 2404.06395);
@@ -37,6 +41,7 @@ class Recipe:
     optimizer: OptimizerName
     schedule: Schedule
     peak_lr: float
+    reference_width: int | None
     warmup_steps: int
     final_lr_share: float
     decay_share: float | None
@@ -68,6 +73,13 @@ class Recipe:
                 f"recipe.peak_lr={self.peak_lr} times weight decay {strongest} is above 1: a step "
                 "would turn weights round; lower one of them"
             )
+
+    def at_width(self, width: int) -> Self:
+        """Return the recipe with the rates of a model of this width."""
+        if self.reference_width is None:
+            return self
+        share = min(1.0, self.reference_width / width)
+        return replace(self, peak_lr=self.peak_lr * share, reference_width=None)
 
     def learning_rate(self, step: int, num_steps: int) -> float:
         """Learning rate of optimizer step `step` (from 0) of `num_steps`."""
@@ -122,6 +134,8 @@ class Recipe:
         for key in ("peak_lr", "clip_norm"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"recipe.{key}={getattr(self, key)} must be positive and finite")
+        if self.reference_width is not None and self.reference_width < 1:
+            raise ValueError(f"recipe.reference_width={self.reference_width} must be at least 1")
         for key in (
             "warmup_steps",
             "weight_decay",

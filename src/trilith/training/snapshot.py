@@ -16,8 +16,8 @@ class Snapshot(NamedTuple):
     """Everything that a step changes, as plain objects that a checkpoint can hold.
 
     `recipe_step` is the position in the recipe, `step` the count of attempted steps, and
-    `quantized_shares` says of each layer how near to its grid it was. Of sharded tensors each
-    process keeps its own part.
+    `quantized_shares` says of each layer how near to its grid it was, and `windows` are the
+    detector's: what was usual then. Of sharded tensors each process keeps its own part.
     """
 
     step: int
@@ -26,10 +26,16 @@ class Snapshot(NamedTuple):
     optimizer: dict[str, Any]
     rng: dict[str, Any]
     quantized_shares: list[float]
+    windows: dict[str, list[float]]
 
 
 def take_snapshot(
-    model: nn.Module, optimizer: Optimizer, *, step: int, recipe_step: int
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    step: int,
+    recipe_step: int,
+    windows: dict[str, list[float]],
 ) -> Snapshot:
     """Copy the state of a run to the CPU."""
     return Snapshot(
@@ -39,6 +45,7 @@ def take_snapshot(
         optimizer=_copy(optimizer.state_dict()),
         rng=_rng_state(),
         quantized_shares=[layer.quantized_share for layer in _quantized_layers(model)],
+        windows=windows,
     )
 
 

@@ -76,6 +76,7 @@ class StabilityCallback(lightning.Callback):
                 trainer.optimizers[0],
                 step=trainer.global_step,
                 recipe_step=module.recipe_step,
+                windows=self.detector.state_dict(),
             )
             # After the resume of a sharded run there is none to keep until this one is checked.
             is_good = not self._unchecked or self.snapshot is None
@@ -191,6 +192,8 @@ class StabilityCallback(lightning.Callback):
         assert self.snapshot is not None and self._watch is not None
         step = trainer.global_step
         restore(self.snapshot, module.model, trainer.optimizers[0])
+        # Early on the loss was higher: what has become usual since would call it a spike.
+        self.detector.load_state_dict(self.snapshot.windows)
         self._watch.disarm()
         self._unchecked.clear()
         self._candidate = None

@@ -1,12 +1,12 @@
 /* AMX int8 for prompts: 32 tokens x 32 outputs in four tiles; single tokens go to VNNI.
  *
- * The planes of four tiles of the weight are the 16 rows of one AMX tile of 64 inputs. */
+ * The planes of the weight's tiles are the rows of AMX tiles of 64 inputs. */
 #include "trilith.h"
 
 #if defined(__x86_64__) && defined(HAVE_AMX)
-#include <immintrin.h>
+#include "avx512.h"
 
-#define FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8"
+#define FEATURES AVX512_FEATURES ",amx-tile,amx-int8"
 #define TARGET __attribute__((target(FEATURES)))
 #define INLINE static inline __attribute__((always_inline, target(FEATURES)))
 
@@ -26,32 +26,6 @@ TARGET static void configure(void) {
         config.rows[tile] = ROWS;
     }
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
-}
-
-/* Unpack all groups of a block into AMX tiles: [num_groups, group_steps, ROWS, STEP]. */
-INLINE void unpack_bits(const product *p, int bits, int64_t block, uint8_t *rows) {
-    const __m128i *table = (const __m128i *)p->weight.levels;
-    const __m512i levels = _mm512_broadcast_i32x4(_mm_loadu_si128(table));
-    const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
-    for (int64_t group = 0; group < p->weight.num_groups; group++) {
-        const uint8_t *tile = tiles_of(p, block, group);
-        uint8_t *row = rows + group * p->group_steps * TILE_BYTES;
-        for (int64_t i = 0; i < p->group_tiles * bits / 2; i++) {
-            __m512i packed = _mm512_loadu_si512(tile + 64 * i);
-            for (int shift = 0; shift < 8; shift += bits, row += STEP) {
-                __m512i codes = _mm512_and_si512(_mm512_srli_epi16(packed, shift), mask);
-                if (bits == 4) codes = _mm512_shuffle_epi8(levels, codes);
-                _mm512_storeu_si512(row, codes);
-            }
-        }
-    }
-}
-
-INLINE void unpack(const product *p, int64_t block, uint8_t *rows) {
-    if (p->weight.bits == 2)
-        unpack_bits(p, 2, block, rows);
-    else
-        unpack_bits(p, 4, block, rows);
 }
 
 /* Sums of one group: tokens of two panels (or one) x outputs of two blocks. */
@@ -135,8 +109,7 @@ TARGET void linear_amx(const product *p, int64_t first, int64_t last, uint8_t *s
         linear_vnni(p, first, last, scratch);
         return;
     }
-    int64_t half = p->weight.num_groups * p->group_steps * TILE_BYTES;
-    /* Rows that pad a group are never written below, and meet activations of zero. */
+    int64_t half = unpacked_bytes(p);
     configure();
     for (int64_t at = first; at < last; at += 2) {
         int64_t block[2] = {at, min64(at + 1, last - 1)};

@@ -7,17 +7,31 @@
 #define TARGET __attribute__((target("avx2")))
 #define INLINE static inline __attribute__((always_inline, target("avx2")))
 
-enum { MAX_TOKENS = 4 };
+enum { MAX_TOKENS = 4, PREFETCH_BYTES = 1024 };
 
-/* The 8 outputs of one half of a plane, as unsigned bytes. */
+/* A third of 256 is 85.3: a digit is 1 from 86 and 2 from 171. The byte goes on to the next one. */
+INLINE __m256i next_digit(__m256i *bytes) {
+    __m256i one = _mm256_set1_epi8(1);
+    __m256i first = _mm256_min_epu8(_mm256_subs_epu8(*bytes, _mm256_set1_epi8(85)), one);
+    __m256i second = _mm256_min_epu8(_mm256_subs_epu8(*bytes, _mm256_set1_epi8((char)170)), one);
+    *bytes = _mm256_add_epi8(*bytes, _mm256_add_epi8(*bytes, *bytes));
+    return _mm256_add_epi8(first, second);
+}
+
+/* The 8 outputs of one half of a plane, as unsigned bytes. Planes are asked for in order: `left`
+ * keeps what is left of the digits. */
 INLINE __m256i half_plane(
-    const uint8_t *tile, __m256i levels, int bits, int plane, int half) {
-    int per_byte = 8 / bits;
-    tile += 64 * (plane / per_byte) + 32 * half;
+    const uint8_t *tile, __m256i levels, int layout, int plane, int half, __m256i *left) {
+    int bits = layout == BITS4 ? 4 : 2, per_byte = 8 / bits;
+    tile += 32 * half + (layout == BITS4 ? 64 * (plane / per_byte) : 0);
     __m256i packed = _mm256_loadu_si256((const __m256i *)tile);
+    if (layout == BASE3) {
+        if (plane == 0) *left = packed;
+        return next_digit(left);
+    }
     __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
     __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, plane % per_byte * bits), mask);
-    return bits == 2 ? codes : _mm256_shuffle_epi8(levels, codes);
+    return layout == BITS2 ? codes : _mm256_shuffle_epi8(levels, codes);
 }
 
 INLINE __m256i broadcast(const int8_t *values) {
@@ -27,13 +41,17 @@ INLINE __m256i broadcast(const int8_t *values) {
 }
 
 INLINE void add_tile(
-    const uint8_t *tile, __m256i levels, int bits, const int8_t *values, int tokens,
-    __m256i (*narrow)[2]) {
-    for (int plane = 0; plane < 4; plane++) {
-        __m256i low = half_plane(tile, levels, bits, plane, 0);
-        __m256i high = half_plane(tile, levels, bits, plane, 1);
+    const product *p, int layout, const uint8_t *tile, const int8_t *values, int64_t i,
+    int tokens, __m256i (*narrow)[2]) {
+    const __m128i *table = (const __m128i *)p->weight.levels;
+    __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+    __m256i left[2] = {levels, levels};
+    for (int plane = 0; plane < planes_of(layout); plane++) {
+        __m256i low = half_plane(tile, levels, layout, plane, 0, left);
+        __m256i high = half_plane(tile, levels, layout, plane, 1, left + 1);
+        const int8_t *quad = quad_of(p, values, i * planes_of(layout) + plane);
         for (int t = 0; t < tokens; t++) {
-            __m256i x = broadcast(values + t * STEP + 4 * plane);
+            __m256i x = broadcast(quad + t * STEP);
             narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(low, x));
             narrow[t][1] = _mm256_add_epi16(narrow[t][1], _mm256_maddubs_epi16(high, x));
         }
@@ -42,12 +60,10 @@ INLINE void add_tile(
 
 /* Add the sums of one group to the totals of `tokens` tokens x 16 outputs. */
 INLINE void add_group(
-    const product *p, int bits, int tokens, int64_t block, int64_t group, int64_t token,
+    const product *p, int layout, int tokens, int64_t block, int64_t group, int64_t token,
     __m256 (*total)[2]) {
-    /* A level is at most 2 (2 bits) or 32 (4 bits), a value 127, and 16 bits end at 32767. */
-    int64_t run = bits == 2 ? 16 : 1;
-    const __m128i *table = (const __m128i *)p->weight.levels;
-    __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+    /* A level is at most 2 (ternary) or 32, a value 127, and 16 bits end at 32767. */
+    int64_t run = layout == BITS4 ? 1 : 64 / planes_of(layout);
     const uint8_t *tile = tiles_of(p, block, group);
     const int8_t *values = values_of(p, token, group);
     __m256i wide[MAX_TOKENS][2];
@@ -56,10 +72,9 @@ INLINE void add_group(
         __m256i narrow[MAX_TOKENS][2];
         for (int t = 0; t < tokens; t++) narrow[t][0] = narrow[t][1] = _mm256_setzero_si256();
         int64_t stop = min64(start + run, p->group_tiles);
-        for (int64_t i = start; i < stop; i++, tile += BLOCK * TILE_IN / 8 * bits) {
-            _mm_prefetch((const char *)(tile + 1024), _MM_HINT_T0);
-            const int8_t *step = values + i / 4 * step_bytes(p);
-            add_tile(tile, levels, bits, step + i % 4 * TILE_IN, tokens, narrow);
+        for (int64_t i = start; i < stop; i++, tile += tile_bytes(layout)) {
+            _mm_prefetch((const char *)(tile + PREFETCH_BYTES), _MM_HINT_T0);
+            add_tile(p, layout, tile, values, i, tokens, narrow);
         }
         for (int t = 0; t < tokens; t++)
             for (int h = 0; h < 2; h++) {
@@ -78,11 +93,11 @@ INLINE void add_group(
     }
 }
 
-INLINE void compute(const product *p, int bits, int tokens, int64_t block, int64_t token) {
+INLINE void compute(const product *p, int layout, int tokens, int64_t block, int64_t token) {
     __m256 total[MAX_TOKENS][2];
     for (int t = 0; t < tokens; t++) total[t][0] = total[t][1] = _mm256_setzero_ps();
     for (int64_t group = 0; group < p->weight.num_groups; group++)
-        add_group(p, bits, tokens, block, group, token, total);
+        add_group(p, layout, tokens, block, group, token, total);
     int64_t width = min64(BLOCK, p->weight.num_out - block * BLOCK);
     for (int t = 0; t < tokens; t++) {
         __m256 scale = _mm256_set1_ps(p->scale[token + t]);
@@ -94,20 +109,23 @@ INLINE void compute(const product *p, int bits, int tokens, int64_t block, int64
     }
 }
 
-INLINE void slab(const product *p, int bits, int64_t block, int64_t token) {
+INLINE void slab(const product *p, int layout, int64_t block, int64_t token) {
     int64_t end = min64(token + SLAB, p->num_tokens);
-    for (; token + 4 <= end; token += 4) compute(p, bits, 4, block, token);
-    for (; token < end; token++) compute(p, bits, 1, block, token);
+    for (; token + 4 <= end; token += 4) compute(p, layout, 4, block, token);
+    for (; token < end; token++) compute(p, layout, 1, block, token);
 }
 
 TARGET void linear_avx2(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     (void)scratch;
     for (int64_t token = 0; token < p->num_tokens; token += SLAB)
         for (int64_t block = first; block < last; block++) {
-            if (p->weight.bits == 2)
-                slab(p, 2, block, token);
+            /* Constants, so that each layout gets loops of its own. */
+            if (p->weight.layout == BITS2)
+                slab(p, BITS2, block, token);
+            else if (p->weight.layout == BASE3)
+                slab(p, BASE3, block, token);
             else
-                slab(p, 4, block, token);
+                slab(p, BITS4, block, token);
         }
 }
 #endif

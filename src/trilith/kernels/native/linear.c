@@ -97,8 +97,8 @@ int multiply(
     product p = {
         .weight = *w,
         .num_blocks = ceil_div(w->num_out, BLOCK),
-        .group_tiles = ceil_div(w->num_in / w->num_groups, TILE_IN),
-        .group_steps = ceil_div(w->num_in / w->num_groups, STEP),
+        .group_tiles = tiles_of_group(w),
+        .group_steps = ceil_div(tiles_of_group(w) * planes_of(w->layout) * QUAD, STEP),
         .num_tokens = num_tokens,
         .panel_rows = num_tokens == 1 ? 1 : PANEL,
         .out = out,
@@ -109,7 +109,7 @@ int multiply(
     int64_t values_bytes = ceil_div(num_tokens, p.panel_rows) * p.panel_rows * row_bytes;
     int64_t sums_bytes = up_to_line(num_tokens * w->num_groups * (int64_t)sizeof(int32_t));
     int64_t scale_bytes = up_to_line(num_tokens * (int64_t)sizeof(float));
-    p.scratch_bytes = how->isa == AMX && num_tokens > 1 ? 2 * BLOCK * row_bytes : 0;
+    p.scratch_bytes = how->isa >= VNNI && num_tokens > 1 ? 2 * unpacked_bytes(&p) : 0;
     int64_t total = values_bytes + sums_bytes + scale_bytes + threads * p.scratch_bytes;
     if (reserve(space, total)) return -1;
     p.values = (int8_t *)space->memory;

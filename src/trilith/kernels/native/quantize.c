@@ -47,8 +47,10 @@ static inline __attribute__((always_inline)) void quantize_body(
         for (int64_t group = 0; group < num_groups; group++) {
             int8_t *values = values_of(p, token, group);
             int32_t sum = 0;
-            for (int64_t i = 0; i < group_in; i += STEP, values += step_bytes(p)) {
+            for (int64_t i = 0; i < p->group_steps * STEP; i += STEP, values += step_bytes(p)) {
                 int64_t count = min64(STEP, group_in - i);
+                /* Tiles of 20 inputs may end in a step of their own. */
+                count = count < 0 ? 0 : count;
                 if (count < STEP) {
                     memset(values, 0, STEP);
                     sum += round_step(row + group * group_in + i, count, inv_scale, values);

@@ -1,16 +1,22 @@
 /* The portable kernel in plain C, and the plainest to read. */
 #include "trilith.h"
 
+static int digit_of(uint8_t byte, int plane) {
+    for (; plane > 0; plane--) byte = (uint8_t)(byte * 3);
+    return byte * 3 >> 8;
+}
+
 static int level_at(const weight *w, const uint8_t *tile, int plane, int byte) {
-    if (w->bits == 2) return (tile[byte] >> (2 * plane)) & 3;
+    if (w->layout == BITS2) return (tile[byte] >> (2 * plane)) & 3;
+    if (w->layout == BASE3) return digit_of(tile[byte], plane);
     return w->levels[(tile[64 * (plane / 2) + byte] >> (4 * (plane % 2))) & 15];
 }
 
-static void add_tile(const weight *w, const uint8_t *tile, const int8_t *values, int32_t *sums) {
-    for (int plane = 0; plane < 4; plane++)
-        for (int o = 0; o < BLOCK; o++)
-            for (int j = 0; j < 4; j++)
-                sums[o] += level_at(w, tile, plane, 4 * o + j) * values[4 * plane + j];
+static void add_plane(
+    const weight *w, const uint8_t *tile, int plane, const int8_t *quad, int32_t *sums) {
+    for (int o = 0; o < BLOCK; o++)
+        for (int j = 0; j < QUAD; j++)
+            sums[o] += level_at(w, tile, plane, QUAD * o + j) * quad[j];
 }
 
 static void add_group(
@@ -18,10 +24,10 @@ static void add_group(
     const uint8_t *tile = tiles_of(p, block, group);
     const int8_t *values = values_of(p, token, group);
     int32_t sums[BLOCK] = {0};
-    for (int64_t i = 0; i < p->group_tiles; i++, tile += BLOCK * TILE_IN / 8 * p->weight.bits) {
-        const int8_t *step = values + i / 4 * step_bytes(p);
-        add_tile(&p->weight, tile, step + i % 4 * TILE_IN, sums);
-    }
+    int planes = planes_of(p->weight.layout);
+    for (int64_t i = 0; i < p->group_tiles; i++, tile += tile_bytes(p->weight.layout))
+        for (int plane = 0; plane < planes; plane++)
+            add_plane(&p->weight, tile, plane, quad_of(p, values, i * planes + plane), sums);
     int32_t shift = p->sums[token * p->weight.num_groups + group];
     const float *factor = p->weight.factor + (group * p->num_blocks + block) * BLOCK;
     for (int o = 0; o < BLOCK; o++) total[o] += (float)(sums[o] - shift) * factor[o];

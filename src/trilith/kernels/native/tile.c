@@ -1,54 +1,61 @@
 /* Weights into the tiles of trilith.h. */
 #include "trilith.h"
 
+enum { CODES = 32, NUM_DIGIT_SETS = 243 };
+
 typedef struct {
     const weight *w;
     const int8_t *numerators; /* [num_out, num_in] */
-    const uint8_t *code_of;   /* [numerator + offset], for 4 bits */
+    const uint8_t *code_of;   /* [numerator + offset] */
     uint8_t *tiles;
+    uint8_t byte_of[NUM_DIGIT_SETS]; /* of the number that five digits make */
 } tiling;
 
-/* Codes of up to 16 inputs of one output; zeros behind them. */
-static inline void codes_of(const tiling *t, const int8_t *numerators, int64_t count, uint8_t *codes) {
-    memset(codes, 0, TILE_IN);
-    if (t->w->bits == 2 && count == TILE_IN)
-        for (int i = 0; i < TILE_IN; i++) codes[i] = (uint8_t)(numerators[i] + 1);
+/* Codes of up to `tile_in` inputs of one output; zeros behind them. */
+static inline void codes_of(
+    const tiling *t, const int8_t *numerators, int64_t count, int64_t tile_in, uint8_t *codes) {
+    memset(codes, 0, CODES);
+    if (t->w->layout != BITS4 && count == tile_in)
+        for (int64_t i = 0; i < tile_in; i++) codes[i] = (uint8_t)(numerators[i] + 1);
     else
-        for (int64_t i = 0; i < count; i++)
-            codes[i] = t->code_of[numerators[i] + t->w->offset];
+        for (int64_t i = 0; i < count; i++) codes[i] = t->code_of[numerators[i] + t->w->offset];
 }
 
-/* Four codes a word; shifted codes stay in their bytes, so that all four move at once. */
-static inline void put_codes(const uint8_t *codes, int64_t bits, uint8_t *at) {
-    uint32_t plane[4];
+/* Four codes a word: shifts and sums stay within bytes, so that all four move at once. */
+static inline void put_codes(const tiling *t, const uint8_t *codes, uint8_t *at) {
+    uint32_t plane[5];
     memcpy(plane, codes, sizeof plane);
-    if (bits == 2) {
+    if (t->w->layout == BITS2) {
         uint32_t word = plane[0] | plane[1] << 2 | plane[2] << 4 | plane[3] << 6;
         memcpy(at, &word, sizeof word);
-        return;
+    } else if (t->w->layout == BASE3) {
+        uint32_t number = (((plane[0] * 3 + plane[1]) * 3 + plane[2]) * 3 + plane[3]) * 3 + plane[4];
+        uint8_t bytes[QUAD];
+        memcpy(bytes, &number, sizeof number);
+        for (int j = 0; j < QUAD; j++) at[j] = t->byte_of[bytes[j]];
+    } else {
+        uint32_t words[2] = {plane[0] | plane[1] << 4, plane[2] | plane[3] << 4};
+        memcpy(at, &words[0], sizeof words[0]);
+        memcpy(at + STEP, &words[1], sizeof words[1]);
     }
-    uint32_t words[2] = {plane[0] | plane[1] << 4, plane[2] | plane[3] << 4};
-    memcpy(at, &words[0], sizeof words[0]);
-    memcpy(at + STEP, &words[1], sizeof words[1]);
 }
 
 static void tile_block(void *context, int64_t block, int worker) {
     const tiling *t = context;
     const weight *w = t->w;
     (void)worker;
-    int64_t group_in = w->num_in / w->num_groups;
-    int64_t group_tiles = ceil_div(group_in, TILE_IN);
-    int64_t tile_bytes = BLOCK * TILE_IN / 8 * w->bits;
-    uint8_t *tiles = t->tiles + block * w->num_groups * group_tiles * tile_bytes;
-    uint8_t codes[TILE_IN];
+    int64_t group_in = w->num_in / w->num_groups, group_tiles = tiles_of_group(w);
+    int64_t tile_in = planes_of(w->layout) * QUAD, num_tiles = w->num_groups * group_tiles;
+    uint8_t *tiles = t->tiles + block * num_tiles * tile_bytes(w->layout);
+    uint8_t codes[CODES];
     for (int64_t o = 0; o < BLOCK; o++) {
         int64_t row = block * BLOCK + o;
-        for (int64_t tile = 0; tile < w->num_groups * group_tiles; tile++) {
-            int64_t i = tile % group_tiles * TILE_IN;
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            int64_t i = tile % group_tiles * tile_in;
             int64_t at = row * w->num_in + tile / group_tiles * group_in + i;
-            int64_t count = row < w->num_out ? min64(TILE_IN, group_in - i) : 0;
-            codes_of(t, t->numerators + (count ? at : 0), count, codes);
-            put_codes(codes, w->bits, tiles + tile * tile_bytes + o * 4);
+            int64_t count = row < w->num_out ? min64(tile_in, group_in - i) : 0;
+            codes_of(t, t->numerators + (count ? at : 0), count, tile_in, codes);
+            put_codes(t, codes, tiles + tile * tile_bytes(w->layout) + o * QUAD);
         }
     }
 }
@@ -57,6 +64,8 @@ static void tile_block(void *context, int64_t block, int worker) {
 void trilith_tile(
     const weight *w, const int8_t *numerators, const uint8_t *code_of, uint8_t *tiles,
     int64_t threads) {
-    tiling t = {w, numerators, code_of, tiles};
+    tiling t = {.w = w, .numerators = numerators, .code_of = code_of, .tiles = tiles};
+    for (int n = 0; n < NUM_DIGIT_SETS; n++)
+        t.byte_of[n] = (uint8_t)ceil_div(n * 256, NUM_DIGIT_SETS);
     run_chunks((int)threads, ceil_div(w->num_out, BLOCK), tile_block, &t);
 }

@@ -1,13 +1,16 @@
 /* What the native kernels share: one product of int8 activations with a weight in tiles.
  *
- * A tile is 16 outputs x 16 inputs, in four planes of four inputs. Byte 4 * o + j of plane p holds
+ * A tile is 16 outputs x 16 or 20 inputs, in planes of four inputs. Byte 4 * o + j of plane p holds
  * output o and input 4 * p + j:
- *   2 bits: codes 0, 1, 2 for -1, 0, +1; plane p is bits 2 * p and 2 * p + 1 of 64 bytes;
- *   4 bits: codes of `levels` (numerator + offset, from zero up); planes 0 and 1 are the low and
- *           high halves of 64 bytes, planes 2 and 3 those of the next 64.
- * A plane is what one vpdpbusd takes, and four rows of an AMX tile: decoding and prefill share it.
+ *   BITS2: codes 0, 1, 2 for -1, 0, +1; four planes, p is bits 2 * p and 2 * p + 1 of 64 bytes;
+ *   BASE3: the same codes as digits of base 3; five planes in 64 bytes. A byte is the number whose
+ *          highest digit is plane 0, times 256/243 and rounded up: three times the byte is the
+ *          next digit times 256, plus a byte that holds the digits after it;
+ *   BITS4: codes of `levels` (numerator + offset, from zero up); planes 0 and 1 are the low and
+ *          high halves of 64 bytes, planes 2 and 3 those of the next 64.
+ * A plane is what one vpdpbusd takes, and a row of an AMX tile: decoding and prefill share it.
  * Tiles are ordered by block of 16 outputs, then group, then inputs; groups are padded to whole
- * tiles. Activations are padded with zeros, so what pads the weight does not matter.
+ * tiles with code 0, so that it does not matter which activations meet them.
  */
 #ifndef TRILITH_H
 #define TRILITH_H
@@ -16,9 +19,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 16, TILE_IN = 16, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
+enum { BLOCK = 16, QUAD = 4, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
 /* Tokens for which all blocks run before the next tokens: their activations stay in the cache. */
 enum { SLAB = 64 };
+enum layout { BITS2 = 2, BASE3 = 3, BITS4 = 4 };
 enum isa { SCALAR, AVX2, VNNI, AMX, NUM_ISAS };
 
 /* Keep the fields of weight in step with WeightStruct in native_build.py. */
@@ -27,7 +31,7 @@ typedef struct {
     const uint8_t *levels; /* [16], at most 32 each */
     const float *factor; /* [num_groups, num_blocks * BLOCK]: scale / denominator */
     int64_t num_out, num_in, num_groups;
-    int64_t bits, offset;
+    int64_t layout, offset;
 } weight;
 
 typedef struct {
@@ -94,9 +98,23 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Planes of a tile, of four inputs each. */
+static inline int planes_of(int64_t layout) { return layout == BASE3 ? 5 : 4; }
+
+static inline int64_t tile_bytes(int64_t layout) { return layout == BITS4 ? 128 : 64; }
+
+static inline int64_t tiles_of_group(const weight *w) {
+    return ceil_div(w->num_in / w->num_groups, planes_of(w->layout) * QUAD);
+}
+
 static inline const uint8_t *tiles_of(const product *p, int64_t block, int64_t group) {
     int64_t tile = (block * p->weight.num_groups + group) * p->group_tiles;
-    return p->weight.codes + tile * (BLOCK * TILE_IN / 8) * p->weight.bits;
+    return p->weight.codes + tile * tile_bytes(p->weight.layout);
+}
+
+/* Bytes of a block whose codes are unpacked: [num_groups, group_steps * STEP / QUAD, STEP]. */
+static inline int64_t unpacked_bytes(const product *p) {
+    return p->weight.num_groups * p->group_steps * STEP * BLOCK;
 }
 
 static inline int8_t *values_of(const product *p, int64_t token, int64_t group) {
@@ -107,5 +125,10 @@ static inline int8_t *values_of(const product *p, int64_t token, int64_t group) 
 
 /* Tokens of a panel lie STEP bytes apart; the next 64 inputs of a token this many bytes on. */
 static inline int64_t step_bytes(const product *p) { return p->panel_rows * STEP; }
+
+/* Four activations of a token: those from input 4 * quad of a group, whose values these are. */
+static inline const int8_t *quad_of(const product *p, const int8_t *values, int64_t quad) {
+    return values + quad / (STEP / QUAD) * step_bytes(p) + quad % (STEP / QUAD) * QUAD;
+}
 
 #endif

@@ -2,13 +2,12 @@
 #include "trilith.h"
 
 #ifdef __x86_64__
-#include <immintrin.h>
+#include "avx512.h"
 
-#define FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
-#define TARGET __attribute__((target(FEATURES)))
-#define INLINE static inline __attribute__((always_inline, target(FEATURES)))
+#define TARGET __attribute__((target(AVX512_FEATURES)))
+#define INLINE static inline __attribute__((always_inline, target(AVX512_FEATURES)))
 
-enum { MAX_TOKENS = 8, PREFETCH_BYTES = 2048 };
+enum { MAX_TOKENS = 8, FEW_TOKENS = 16, PREFETCH_BYTES = 2048 };
 
 INLINE __m512i broadcast(const int8_t *values) {
     int32_t four;
@@ -16,16 +15,38 @@ INLINE __m512i broadcast(const int8_t *values) {
     return _mm512_set1_epi32(four);
 }
 
-INLINE __m512i plane_of(const uint8_t *tile, __m512i levels, int bits, int plane) {
-    int per_byte = 8 / bits;
-    __m512i packed = _mm512_loadu_si512(tile + 64 * (plane / per_byte));
-    __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
-    __m512i codes = _mm512_and_si512(_mm512_srli_epi16(packed, plane % per_byte * bits), mask);
-    return bits == 2 ? codes : _mm512_shuffle_epi8(levels, codes);
+/* Decoding: digits stay in their bytes. With byte v and the next one w = 3 v - 256 digit, a sum of
+ * digits times values is (3 sum of v - sum of w) / 256, exact although both sums may wrap. */
+INLINE void digits_of_one(
+    const product *p, int64_t token, int64_t group, const int64_t *block, __m512i *sums) {
+    const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
+    const int8_t *values = values_of(p, token, group);
+    __m512i own[2][2], next[2][2];
+    for (int b = 0; b < 2; b++)
+        for (int k = 0; k < 2; k++) own[b][k] = next[b][k] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < p->group_tiles; i++) {
+        for (int b = 0; b < 2; b++) {
+            const uint8_t *packed = tile[b] + 64 * i;
+            _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
+            __m512i bytes = _mm512_loadu_si512(packed);
+            for (int plane = 0; plane < planes_of(BASE3); plane++) {
+                __m512i x = broadcast(quad_of(p, values, planes_of(BASE3) * i + plane));
+                own[b][plane % 2] = _mm512_dpbusd_epi32(own[b][plane % 2], bytes, x);
+                bytes = times3(bytes);
+                next[b][plane % 2] = _mm512_dpbusd_epi32(next[b][plane % 2], bytes, x);
+            }
+        }
+    }
+    for (int b = 0; b < 2; b++) {
+        __m512i all = _mm512_add_epi32(own[b][0], own[b][1]);
+        __m512i rest = _mm512_add_epi32(next[b][0], next[b][1]);
+        all = _mm512_add_epi32(all, _mm512_add_epi32(all, all));
+        sums[b] = _mm512_srai_epi32(_mm512_sub_epi32(all, rest), 8);
+    }
 }
 
 /* Decoding: 2-bit codes stay where they are in their byte, and the sums are shifted at the end. */
-INLINE void group_of_one(
+INLINE void bits_of_one(
     const product *p, int64_t token, int64_t group, const int64_t *block, __m512i *sums) {
     const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
     const int8_t *values = values_of(p, token, group);
@@ -33,7 +54,7 @@ INLINE void group_of_one(
     for (int b = 0; b < 2; b++)
         for (int plane = 0; plane < 4; plane++) sum[b][plane] = _mm512_setzero_si512();
     for (int64_t i = 0; i < p->group_tiles; i++) {
-        const int8_t *x = values + i / 4 * step_bytes(p) + i % 4 * TILE_IN;
+        const int8_t *x = quad_of(p, values, 4 * i);
         for (int b = 0; b < 2; b++) {
             const uint8_t *packed = tile[b] + 64 * i;
             _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
@@ -53,52 +74,70 @@ INLINE void group_of_one(
     }
 }
 
-INLINE void group_of_many(
-    const product *p, int bits, int tokens, int64_t token, int64_t group, const int64_t *block,
-    __m512i (*sums)[2]) {
-    const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
-    const int8_t *values = values_of(p, token, group);
-    const __m128i *table = (const __m128i *)p->weight.levels;
-    __m512i levels = _mm512_broadcast_i32x4(_mm_loadu_si128(table));
-    for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < p->group_tiles; i++) {
-        const int8_t *x = values + i / 4 * step_bytes(p) + i % 4 * TILE_IN;
-        if (tokens == 1)
-            for (int b = 0; b < 2; b++)
-                _mm_prefetch((const char *)(tile[b] + 32 * bits * i + PREFETCH_BYTES), _MM_HINT_T0);
-        for (int plane = 0; plane < 4; plane++) {
-            __m512i left = plane_of(tile[0] + 32 * bits * i, levels, bits, plane);
-            __m512i right = plane_of(tile[1] + 32 * bits * i, levels, bits, plane);
-            for (int t = 0; t < tokens; t++) {
-                __m512i four = broadcast(x + t * STEP + 4 * plane);
-                sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], left, four);
-                sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], right, four);
-            }
+/* Rows of unpacked codes of two blocks, from place `quad` of the group, by `tokens` tokens. */
+INLINE void add_rows(
+    const product *p, const int8_t *values, int64_t quad, int64_t num_rows, int tokens,
+    const uint8_t *const *rows, __m512i (*sums)[2]) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        const int8_t *x = quad_of(p, values, quad + row);
+        __m512i left = _mm512_loadu_si512(rows[0] + row * STEP);
+        __m512i right = _mm512_loadu_si512(rows[1] + row * STEP);
+        for (int t = 0; t < tokens; t++) {
+            __m512i four = broadcast(x + t * STEP);
+            sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], left, four);
+            sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], right, four);
         }
     }
 }
 
-/* All groups of `tokens` tokens and two blocks of outputs; block[1] may repeat block[0]. */
-INLINE void compute(
-    const product *p, int bits, int tokens, int64_t token, const int64_t *block) {
-    __m512 total[MAX_TOKENS][2];
-    for (int t = 0; t < tokens; t++) total[t][0] = total[t][1] = _mm512_setzero_ps();
-    for (int64_t group = 0; group < p->weight.num_groups; group++) {
-        __m512i sums[MAX_TOKENS][2];
-        if (tokens == 1 && bits == 2)
-            group_of_one(p, token, group, block, sums[0]);
-        else
-            group_of_many(p, bits, tokens, token, group, block, sums);
-        const float *factor = p->weight.factor + group * p->num_blocks * BLOCK;
-        for (int t = 0; t < tokens; t++) {
-            __m512i shift = _mm512_set1_epi32(p->sums[(token + t) * p->weight.num_groups + group]);
-            for (int b = 0; b < 2; b++) {
-                __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[t][b], shift));
-                __m512 scaled = _mm512_mul_ps(sum, _mm512_loadu_ps(factor + block[b] * BLOCK));
-                total[t][b] = _mm512_add_ps(total[t][b], scaled);
-            }
+/* A few tokens: tile by tile, so that what is unpacked stays in the nearest cache. */
+INLINE void group_of_few(
+    const product *p, int layout, int tokens, int64_t token, int64_t group, const int64_t *block,
+    __m512i (*sums)[2]) {
+    const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
+    const int8_t *values = values_of(p, token, group);
+    const __m512i levels = levels_of(p);
+    uint8_t codes[2][5 * STEP] __attribute__((aligned(64)));
+    const uint8_t *rows[2] = {codes[0], codes[1]};
+    for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < p->group_tiles; i++) {
+        for (int b = 0; b < 2; b++) {
+            const uint8_t *packed = tile[b] + tile_bytes(layout) * i;
+            _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
+            unpack_tile(packed, levels, layout, codes[b]);
+        }
+        add_rows(p, values, planes_of(layout) * i, planes_of(layout), tokens, rows, sums);
+    }
+}
+
+/* Many tokens, by rows that were unpacked for all of them. */
+INLINE void group_of_many(
+    const product *p, int tokens, int64_t token, int64_t group, const uint8_t *const *rows,
+    __m512i (*sums)[2]) {
+    int64_t at = group * p->group_steps * STEP * BLOCK;
+    const uint8_t *own[2] = {rows[0] + at, rows[1] + at};
+    for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
+    int64_t num_rows = p->group_tiles * planes_of(p->weight.layout);
+    add_rows(p, values_of(p, token, group), 0, num_rows, tokens, own, sums);
+}
+
+/* Scale the sums of one group and add them to the totals. */
+INLINE void add_scaled(
+    const product *p, int tokens, int64_t token, int64_t group, const int64_t *block,
+    __m512i (*sums)[2], __m512 (*total)[2]) {
+    const float *factor = p->weight.factor + group * p->num_blocks * BLOCK;
+    for (int t = 0; t < tokens; t++) {
+        __m512i shift = _mm512_set1_epi32(p->sums[(token + t) * p->weight.num_groups + group]);
+        for (int b = 0; b < 2; b++) {
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[t][b], shift));
+            __m512 scaled = _mm512_mul_ps(sum, _mm512_loadu_ps(factor + block[b] * BLOCK));
+            total[t][b] = _mm512_add_ps(total[t][b], scaled);
         }
     }
+}
+
+INLINE void write_out(
+    const product *p, int tokens, int64_t token, const int64_t *block, __m512 (*total)[2]) {
     for (int t = 0; t < tokens; t++) {
         __m512 scale = _mm512_set1_ps(p->scale[token + t]);
         for (int b = 0; b < 2; b++) {
@@ -110,22 +149,62 @@ INLINE void compute(
     }
 }
 
-INLINE void slab(const product *p, int bits, int64_t token, const int64_t *block) {
-    int64_t end = min64(token + SLAB, p->num_tokens);
-    for (; token + 8 <= end; token += 8) compute(p, bits, 8, token, block);
-    for (; token + 2 <= end; token += 2) compute(p, bits, 2, token, block);
-    for (; token < end; token++) compute(p, bits, 1, token, block);
+/* All groups of `tokens` tokens and two blocks of outputs; block[1] may repeat block[0]. Without
+ * rows the tiles are unpacked here. */
+INLINE void compute(
+    const product *p, int layout, int tokens, int64_t token, const int64_t *block,
+    const uint8_t *const *rows) {
+    __m512 total[MAX_TOKENS][2];
+    for (int t = 0; t < tokens; t++) total[t][0] = total[t][1] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < p->weight.num_groups; group++) {
+        __m512i sums[MAX_TOKENS][2];
+        if (rows)
+            group_of_many(p, tokens, token, group, rows, sums);
+        else if (tokens == 1 && layout == BITS2)
+            bits_of_one(p, token, group, block, sums[0]);
+        else if (tokens == 1 && layout == BASE3)
+            digits_of_one(p, token, group, block, sums[0]);
+        else
+            group_of_few(p, layout, tokens, token, group, block, sums);
+        add_scaled(p, tokens, token, group, block, sums, total);
+    }
+    write_out(p, tokens, token, block, total);
+}
+
+INLINE void few_tokens(const product *p, int layout, int64_t first, int64_t last) {
+    for (int64_t at = first; at < last; at += 2) {
+        int64_t block[2] = {at, min64(at + 1, last - 1)};
+        int64_t token = 0;
+        for (; token + 8 <= p->num_tokens; token += 8) compute(p, layout, 8, token, block, NULL);
+        for (; token + 4 <= p->num_tokens; token += 4) compute(p, layout, 4, token, block, NULL);
+        for (; token + 2 <= p->num_tokens; token += 2) compute(p, layout, 2, token, block, NULL);
+        for (; token < p->num_tokens; token++) compute(p, layout, 1, token, block, NULL);
+    }
+}
+
+INLINE void many_tokens(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
+    uint8_t *rows[2] = {scratch, scratch + unpacked_bytes(p)};
+    const uint8_t *const *unpacked = (const uint8_t *const *)rows;
+    for (int64_t at = first; at < last; at += 2) {
+        int64_t block[2] = {at, min64(at + 1, last - 1)};
+        int64_t token = 0;
+        unpack(p, block[0], rows[0]);
+        unpack(p, block[1], rows[1]);
+        for (; token + 8 <= p->num_tokens; token += 8) compute(p, 0, 8, token, block, unpacked);
+        for (; token + 2 <= p->num_tokens; token += 2) compute(p, 0, 2, token, block, unpacked);
+        for (; token < p->num_tokens; token++) compute(p, 0, 1, token, block, unpacked);
+    }
 }
 
 TARGET void linear_vnni(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
-    (void)scratch;
-    for (int64_t token = 0; token < p->num_tokens; token += SLAB)
-        for (int64_t at = first; at < last; at += 2) {
-            int64_t block[2] = {at, min64(at + 1, last - 1)};
-            if (p->weight.bits == 2)
-                slab(p, 2, token, block);
-            else
-                slab(p, 4, token, block);
-        }
+    /* Constants, so that each layout gets loops of its own. */
+    if (p->num_tokens > FEW_TOKENS)
+        many_tokens(p, first, last, scratch);
+    else if (p->weight.layout == BITS2)
+        few_tokens(p, BITS2, first, last);
+    else if (p->weight.layout == BASE3)
+        few_tokens(p, BASE3, first, last);
+    else
+        few_tokens(p, BITS4, first, last);
 }
 #endif
