@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from root import ROOT
-from schema import check
+from schema import check, check_inputs
 from stage import explain, load_choices
 from trilith.files import replacing
 
@@ -22,7 +22,7 @@ def main() -> int:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", overrides=[*chosen, *overrides, *places])
         content = OmegaConf.to_container(config, resolve=True)
-        check(content)
+        check_inputs(check(content))
         with replacing(out) as partial:
             partial.write_text(OmegaConf.to_yaml(content, sort_keys=False))
     except (Exception, KeyboardInterrupt) as error:

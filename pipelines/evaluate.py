@@ -16,7 +16,7 @@ def main(stage: Stage) -> None:
     results = evaluate_models(
         stage.input("packed"),
         tokens_dir=tokens_dir,
-        answers=load_answers(stage, tokens_dir, split="test", length=length),
+        answers=load_answers(stage, tokens_dir, split="test", length=length).required().rows,
         config=config,
         context=stage.config["train"]["context"],
     )

@@ -7,6 +7,7 @@ import root  # noqa: F401 (before the package)
 from sections import build, build_seed
 from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig
+from trilith.evolution import InstructionConfig, check_files
 from trilith.hardware import HardwareConfig
 from trilith.model import ModelConfig
 from trilith.packed import PackConfig
@@ -42,6 +43,7 @@ class Config:
     train: TrainConfig
     trainer: TrainerConfig
     pretrain: PretrainConfig
+    instructions: InstructionConfig
     evolve: EvolveConfig
     pack: PackConfig
     evaluate: EvaluateConfig
@@ -52,12 +54,22 @@ class Config:
     variant: str
 
 
-def check(content: Any) -> None:
+def check(content: Any) -> Config:
     """Build every section of a resolved configuration.
 
     Raises:
         ValueError: a key or a value fits no section.
     """
     sections = {k: v for k, v in content.items() if k not in ("out_dir", "metrics_dir")}
-    build(Config, sections, key="")
+    config = build(Config, sections, key="")
     build_seed(content["seed"])
+    return config
+
+
+def check_inputs(config: Config) -> None:
+    """Read the user's own files that no early stage reads: better now than after pretraining.
+
+    Raises:
+        FileNotFoundError, ValueError: a file of instructions is missing or does not fit its form.
+    """
+    check_files(config.instructions)

@@ -100,7 +100,7 @@ def test_a_choice_changes_its_part(choice: str, part: str) -> None:
         ("pack=bits2", "packed file"),
         ("pack.embedding=bf16", "packed file"),
         ("quant=prime7", "packed file"),
-        ("quant.granularity=tensor", "packed file"),
+        ("quant=sign", "packed file"),
         ("variant=dense", "packed file"),
     ],
 )

@@ -24,6 +24,14 @@ TEXT = (
 )
 
 
+_LIKE_LLAMA: dict[str, Any] = {
+    "model_type": "bpe",
+    "normalization_rule_name": "identity",
+    "byte_fallback": True,
+    "remove_extra_whitespaces": False,
+}
+
+
 def sentencepiece_model(vocab_size: int = VOCAB_SIZE, **settings: Any) -> bytes:
     """Train a tokenizer as Llama's: BPE, byte fallback, a space before the text."""
     written = io.BytesIO()
@@ -31,10 +39,8 @@ def sentencepiece_model(vocab_size: int = VOCAB_SIZE, **settings: Any) -> bytes:
         sentence_iterator=iter(TEXT.splitlines() * 4),
         model_writer=written,
         vocab_size=vocab_size,
-        model_type="bpe",
-        normalization_rule_name="identity",
         minloglevel=2,
-        **{"byte_fallback": True, "remove_extra_whitespaces": False} | settings,
+        **_LIKE_LLAMA | settings,
     )
     return written.getvalue()
 

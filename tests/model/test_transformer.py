@@ -196,3 +196,39 @@ def test_initial_loss_is_that_of_a_uniform_guess() -> None:
     logits = _model(vocab_size=37)(tokens)
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.roll(1).flatten())
     assert loss.item() == pytest.approx(math.log(37), abs=0.1)
+
+
+# int8 rounding turns the last bit of float32 into a step of 1/127, as above.
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize(("quant", "tolerance"), [(None, 1e-5), (TERNARY, 2e-2)])
+def test_a_packed_example_has_the_logits_that_it_has_alone(
+    quant: QuantConfig | None, tolerance: float, changes: dict[str, Any]
+) -> None:
+    model = _model(quant, **changes)
+    tokens = _tokens(2, 17)
+    # Row by row; the ends of the one are no ends of the other.
+    lengths = [[5, 1, 8, 3], [2, 9, 6]]
+    segments = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
+    )
+    with torch.no_grad():
+        packed = model(tokens, segments_BT=segments)
+        for row, sizes in enumerate(lengths):
+            start = 0
+            for size in sizes:
+                own = slice(start, start + size)
+                alone = model(tokens[row : row + 1, own])[0]
+                torch.testing.assert_close(packed[row, own], alone, rtol=tolerance, atol=tolerance)
+                start += size
+
+
+def test_no_gradient_reaches_another_example_of_the_row() -> None:
+    model = _model().train()
+    tokens = _tokens(1, 9)
+    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    embedded = []
+    model.embedding.register_forward_hook(lambda *arguments: embedded.append(arguments[2]))
+    logits = model(tokens, segments_BT=segments)
+    (reached,) = torch.autograd.grad(logits[0, 4:].sum(), embedded)
+    assert not reached[0, :4].any()
+    assert reached[0, 4:].any(dim=-1).all()

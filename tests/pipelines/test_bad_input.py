@@ -174,6 +174,33 @@ def test_configure_refuses_it_before_any_work(
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "instructions.files: mine.jsonl is not a file; give its path"),
+        ("", "mine.jsonl is empty: it holds no row"),
+        (
+            '{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n',
+            "row 2: field 'response' is missing",
+        ),
+    ],
+)
+def test_configure_refuses_instructions_that_evolve_could_not_read(
+    tmp_path: Path, run_stage: RunStage, content: str | None, words: str
+) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"instructions": "files"}
+    mine = ["files=[mine.jsonl]", "form=pair", "licence=CC-BY-NC-4.0"]
+    params["overrides"] = [*TOY, *(f"instructions.{option}" for option in mine)]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    if content is not None:
+        (tmp_path / "mine.jsonl").write_text(content)
+    outcome = run_stage(tmp_path, "configure")
+    assert (outcome.status, words in outcome.text) == (1, True), outcome.text
+    assert "instructions of mine.jsonl: licence CC-BY-NC-4.0" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not (tmp_path / "reports/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
     ("params", "words"),
     [
         ("model: [nano", "params.yaml is not YAML"),

@@ -28,6 +28,8 @@ CONF = ROOT / "conf"
 _NEEDED = {
     "folder": ["corpus.source.path=texts", "corpus.source.licence=mit"],
     "dataset": ["corpus.source.name=json", "corpus.source.licence=mit"],
+    "files": ["instructions.files=[a.json]", "instructions.form=chat", "instructions.licence=mit"],
+    "hub": ["instructions.name=a/b", "instructions.form=pair", "instructions.licence=mit"],
     "imported": ["tokenizer.from_file=tokenizer.model", "tokenizer.vocab_size=512"],
 }
 
@@ -123,8 +125,8 @@ def test_every_choice_of_every_group_fits_the_schema() -> None:
     assert set(params) - {"seed", "overrides"} == groups - {"recipe"}
     for path in sorted(CONF.glob("*/*.yaml")):
         group, choice = path.parent.name, path.stem
-        if path.name == "gates.yaml":
-            continue  # the part that all corpora share
+        if path.name in ("gates.yaml", "shared.yaml"):
+            continue  # the part that all choices of a group share
         if group == "recipe":
             # A recipe with a dense phase is for a model on a grid.
             twin = "ternary" if "ternary" in choice else "dense"
@@ -142,6 +144,8 @@ def test_every_choice_of_every_group_fits_the_schema() -> None:
     [
         (["corpus=folder"], r"corpus\.source\.licence"),
         (["corpus=dataset"], r"corpus\.source\.licence"),
+        (["instructions=files"], r"instructions\.form"),
+        (["instructions=hub"], r"instructions\.form"),
         (["tokenizer=imported", "tokenizer.vocab_size=512"], r"tokenizer\.from_file"),
     ],
     ids=str,

@@ -15,6 +15,7 @@ from trilith.quant import (
     quantize_weight,
     refine_scale,
     sqnr_db,
+    weighted_scale,
 )
 from trilith.quant.scale import MIN_SCALE, grouped, squared_error
 
@@ -115,6 +116,46 @@ def test_a_refinement_never_increases_the_error(grid: str) -> None:
         after = squared_error(blocks, refined, grid_named(grid))
         assert (after <= before * (1 + 1e-5)).all()
         scale = refined
+
+
+def test_without_a_scale_a_weight_takes_the_nearest_of_the_levels_themselves() -> None:
+    latent = _gaussian(30, 20, seed=8) * 0.3
+    config = QuantConfig("prime7", "unit", "tensor", None, 8)
+    codes, scale = quantize_weight(latent, config)
+    levels = torch.tensor([0, 1 / 5, 1 / 3, 1 / 2, -1 / 5, -1 / 3, -1 / 2])
+    nearest = levels[(latent[..., None] - levels).abs().argmin(dim=-1)]
+    torch.testing.assert_close(dequantize(codes, scale, config.levels), nearest)
+
+
+def _weighted_error(values: Tensor, scale: Tensor, grid: str, importance: Tensor) -> Tensor:
+    """By its definition, in float64: every value takes the nearest of all levels."""
+    levels = torch.tensor(grid_named(grid).levels, dtype=torch.float64) * scale.double()[:, None]
+    distances = (values.double()[:, :, None] - levels[:, None, :]).abs().amin(dim=-1)
+    return (importance.double() * distances.square()).sum(dim=-1)
+
+
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "uniform7", "sign"])
+def test_a_weighted_fit_never_has_a_larger_weighted_error_than_the_plain_one(grid: str) -> None:
+    values = _gaussian(200, 40, seed=5)
+    importance = _gaussian(200, 40, seed=6).abs() ** 3
+    importance[:20, 7:] = 0
+    importance[0] = 0
+    plain = least_squares_scale(values, grid_named(grid))
+    weighted = weighted_scale(values, importance, grid_named(grid))
+    before = _weighted_error(values, plain, grid, importance)
+    after = _weighted_error(values, weighted, grid, importance)
+    # Both errors are compared in float32 where the scale is chosen.
+    assert (after <= before * (1 + 1e-5) + 1e-12).all()
+    assert after.sum() < 0.97 * before.sum()
+
+
+def test_equal_weights_give_the_plain_error() -> None:
+    values, grid = _gaussian(50, 40, seed=7), grid_named("ternary")
+    ones = torch.full_like(values, 2.5)
+    plain = squared_error(values, least_squares_scale(values, grid), grid)
+    torch.testing.assert_close(
+        squared_error(values, weighted_scale(values, ones, grid), grid), plain, rtol=1e-2, atol=0
+    )
 
 
 def test_a_weight_on_the_grid_is_found_again() -> None:

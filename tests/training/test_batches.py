@@ -69,6 +69,16 @@ def test_masked_rows_come_once_an_epoch_with_their_own_mask() -> None:
             assert torch.equal(targets, expected)
 
 
+def test_segments_go_with_the_inputs_of_their_row() -> None:
+    rows, segments = np.arange(24).reshape(6, 4), np.arange(24).reshape(6, 4) % 7
+    counted = np.ones((6, 4), dtype=bool)
+    source = MaskedRows(rows, counted, batch_size=3, seed=3, segments=segments)
+    for position in range(2):
+        batch = source.batch(position)
+        assert batch.segments_BT is not None
+        assert torch.equal(batch.segments_BT, batch.inputs_BT % 7)
+
+
 def test_no_rows_are_an_error() -> None:
     with pytest.raises(ValueError, match="no instruction"):
         MaskedRows(np.empty((0, 4)), np.empty((0, 4), dtype=bool), batch_size=2, seed=0)

@@ -224,7 +224,7 @@ def test_a_gpu_allocates_what_is_planned(quant: QuantConfig | None, precision: A
         pytest.skip("no CUDA device")
     setup = setup_of(shape("125m", 32_000), quant, precision=precision, context=1024)
     model, batch = model_and_batch(setup)
-    model, batch = model.cuda(), Batch(*(tensor.cuda() for tensor in batch))
+    model, batch = model.cuda(), Batch(batch.inputs_BT.cuda(), batch.targets_BT.cuda())
     optimizer = build_optimizer(model, RECIPE)
     for _ in range(2):
         with autocast(setup, "cuda"):

@@ -1,4 +1,4 @@
-"""The command line: `trilith generate`, `chat`, `serve`, `bench`, `info` and others."""
+"""The command line: `trilith` and its commands, one file each."""
 
 from trilith.cli.main import main
 

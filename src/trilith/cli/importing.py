@@ -15,8 +15,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "path",
         type=Path,
-        help="a Hugging Face folder of the Llama family, a llama2.c or bitllama2.c .bin, or a "
-        "packed file",
+        help="a Hugging Face folder of the Llama family, a GGUF file, a llama2.c or "
+        "bitllama2.c .bin, or a packed file",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(

@@ -85,7 +85,7 @@ def _describe_file(file: "PackedFile", report: "PackReport") -> str:
         str(file.path),
         _architecture(manifest.model),
         f"projections\n{format_table(_projections(file))}\n  activations: {bits}",
-        f"size\n{format_table(_sizes(report))}",
+        f"size\n{format_table(size_table(report))}",
         f"  {report.bits_per_weight:.3f} bits per projection weight, scales counted\n"
         f"  {report.bits_per_parameter:.3f} bits per parameter of {report.num_parameters:,}",
     ]
@@ -127,7 +127,8 @@ def _projections(file: "PackedFile") -> list[tuple[str, str, str, str]]:
     return rows + [(*kind, str(number)) for kind, number in counts.items()]
 
 
-def _sizes(report: "PackReport") -> list[tuple[str, str, str]]:
+def size_table(report: "PackReport") -> list[tuple[str, str, str]]:
+    """Rows of bytes by part that add up to the file."""
     rows = [("part", "bytes", "share")]
     rows += [
         (part, f"{size:,}", f"{size / report.file_bytes:.1%}")

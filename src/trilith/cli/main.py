@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from trilith import __version__
-from trilith.cli import bench, chat, doctor, generate, importing, info, memory, serve
+from trilith.cli import (
+    bench,
+    chat,
+    doctor,
+    exporting,
+    generate,
+    importing,
+    info,
+    memory,
+    packing,
+    serve,
+    verify,
+)
 
 INTERRUPTED = 130
 
@@ -40,5 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_parser(commands)
     memory.add_parser(commands)
     importing.add_parser(commands)
+    packing.add_parser(commands)
+    verify.add_parser(commands)
+    exporting.add_parser(commands)
     doctor.add_parser(commands)
     return parser

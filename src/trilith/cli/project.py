@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trilith.model import ModelConfig
+    from trilith.packed import PackConfig
 
 PLAN_SECTIONS = ("model", "train", "pretrain", "pack")
 
@@ -39,6 +40,32 @@ def compose_plan(overrides: Sequence[str]) -> dict[str, Any]:
     project = _project()
     content = _compose(project, overrides, sections=PLAN_SECTIONS)
     return content | {"model": _shape(content["model"], source=project / "conf")}
+
+
+def compose_pack(given: dict[str, str]) -> "PackConfig":
+    """Return how to pack: what is given, and the section `pack` of conf/ and params.yaml.
+
+    Args:
+        given: values of PackConfig by key; a project is needed only for those that are missing.
+
+    Raises:
+        ValueError: as `compose_model`, or a value is not known.
+    """
+    from trilith.packed import PackConfig
+
+    keys = {field.name for field in fields(PackConfig)}
+    section: dict[str, Any] = {}
+    if keys - set(given):
+        if project_folder() is None:
+            raise ValueError(
+                f"no folder conf/model in {Path.cwd()} or above says how to pack; change to a "
+                f"project folder, or give {' and '.join(f'--{key}' for key in sorted(keys))}"
+            )
+        section = _compose(_project(), (), sections=("pack",))["pack"]
+    try:
+        return PackConfig(**(section | given))
+    except TypeError as error:
+        raise ValueError(f"section pack of the project: {error}") from None
 
 
 def has_plan_sections() -> bool:
@@ -77,11 +104,11 @@ def _compose(
             given = [f"+{o}" if (conf / o.partition("=")[0]).is_dir() else o for o in given]
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             config = compose(primary, overrides=given)
-        if "model" not in config:
+        if "model" in sections and "model" not in config:
             raise ValueError("no model is chosen; give one, such as model=nano")
         missing = [name for name in sections if name not in config]
         if missing:
-            raise ValueError(f"{conf} gives no section {', '.join(missing)}, which a plan reads")
+            raise ValueError(f"{conf} gives no section {', '.join(missing)}, which is read here")
         return {
             name: OmegaConf.to_container(config[name], resolve=True, throw_on_missing=True)
             for name in sections

@@ -20,12 +20,23 @@ DECLARE = "Write the signature of this function.\n\n"
 CONTINUE = "Go on with this text.\n\n"
 
 
+class Turn(NamedTuple):
+    """One question and its answer."""
+
+    prompt: str
+    response: str
+
+
 class Instruction(NamedTuple):
-    """A question and the answer that is learned; `source` is the path of its document."""
+    """A question and the answer that is learned, after earlier turns of the same conversation.
+
+    `source` says where it comes from: the path of its document, or a file and its row.
+    """
 
     prompt: str
     response: str
     source: str
+    earlier: tuple[Turn, ...] = ()
 
 
 class SourceText(NamedTuple):

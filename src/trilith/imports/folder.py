@@ -24,9 +24,7 @@ def write_import(source: Source, out_dir: Path) -> None:
         raise ValueError(
             f"{source.path} comes without its tokenizer's file; start pretraining from it directly"
         )
-    checkpoint = source.load()
-    origin = {"imported": {"kind": source.kind, "weights": source.weights_sha256}}
-    checkpoint = checkpoint._replace(provenance=checkpoint.provenance | origin)
+    checkpoint = source.load_with_origin()
     with replacing(out_dir) as partial:
         save_checkpoint(checkpoint, partial)
         (partial / TOKENIZER_FILE).write_bytes(source.tokenizer)

@@ -21,6 +21,7 @@ from trilith.imports.source import (
     require_tokenizer_size,
 )
 from trilith.model import ModelConfig
+from trilith.model.config import MlpKind
 from trilith.tokens import Tokenizer
 
 # What each architecture does unless its config.json says otherwise, beside Llama's own ways.
@@ -28,12 +29,22 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"sliding_window": 4096, "num_key_value_heads": 8},
     "Qwen2ForCausalLM": {"attention_bias": True},
+    "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32},
+    "BitNetForCausalLM": {
+        "hidden_act": "relu2",
+        "num_key_value_heads": 5,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+    },
 }
+_WITH_QK_NORM = ("Qwen3ForCausalLM",)
+_WITH_SUB_NORM = ("BitNetForCausalLM",)
+_MLPS: dict[str, MlpKind] = {"silu": "swiglu", "relu2": "gated_relu2"}
 # Keys that must have one of these values, and why ours cannot do otherwise.
 _NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "attention_bias": ((None, False), "our projections have no biases"),
     "mlp_bias": ((None, False), "our projections have no biases"),
-    "hidden_act": (("silu",), "of gated MLPs with one norm, ours has silu (SwiGLU)"),
+    "hidden_act": (tuple(_MLPS), "our gated MLPs have silu (SwiGLU) or relu2"),
     "sliding_window": ((None,), "our attention sees the whole context"),
     "quantization_config": ((None,), "quantized weights are not read; give the float model"),
 }
@@ -92,7 +103,7 @@ def shape_of(config: Any, *, name: str, origin: Path) -> ModelConfig:
     config = _ARCHITECTURES[architecture] | config
     _check_options(config, origin=origin, architecture=architecture)
     try:
-        shape = _shape(config, name)
+        shape = _shape(config, name, architecture)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{origin} lacks or garbles {error}; {_GET_ANOTHER}") from None
     head_width = config.get("head_dim") or shape.head_width
@@ -125,7 +136,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
-def _shape(config: dict[str, Any], name: str) -> ModelConfig:
+def _shape(config: dict[str, Any], name: str, architecture: str) -> ModelConfig:
     theta = _rope(config).get("rope_theta", config.get("rope_theta", 10_000.0))
     num_heads = config["num_attention_heads"]
     return ModelConfig(
@@ -135,13 +146,13 @@ def _shape(config: dict[str, Any], name: str) -> ModelConfig:
         num_layers=config["num_hidden_layers"],
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        mlp="swiglu",
+        mlp=_MLPS[config.get("hidden_act", "silu")],
         mlp_width=config["intermediate_size"],
         context=config["max_position_embeddings"],
         rope_theta=float(theta),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        qk_norm=False,
-        sub_norm=False,
+        qk_norm=architecture in _WITH_QK_NORM,
+        sub_norm=architecture in _WITH_SUB_NORM,
         tied_head=bool(config.get("tie_word_embeddings", False)),
     )
 
@@ -159,6 +170,7 @@ def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj": (width, model.mlp_width),
         "input_layernorm": (width,),
         "post_attention_layernorm": (width,),
+        **{name: (size,) for name, (_, size) in _more_norms(model).items()},
     }
     shapes = {
         f"model.layers.{index}.{name}.weight": shape
@@ -168,6 +180,18 @@ def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes |= {"model.embed_tokens.weight": (model.vocab_size, width)}
     shapes |= {"model.norm.weight": (width,)}
     return shapes if model.tied_head else shapes | {"lm_head.weight": (model.vocab_size, width)}
+
+
+def _more_norms(model: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Norms of a layer that Llama has not: our name and the width of each."""
+    norms: dict[str, tuple[str, int]] = {}
+    if model.qk_norm:
+        norms["self_attn.q_norm"] = ("attention.q_norm", model.head_width)
+        norms["self_attn.k_norm"] = ("attention.k_norm", model.head_width)
+    if model.sub_norm:
+        norms["self_attn.attn_sub_norm"] = ("attention.sub_norm", model.width)
+        norms["mlp.ffn_sub_norm"] = ("mlp.sub_norm", model.mlp_width)
+    return norms
 
 
 def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -240,4 +264,6 @@ def _read(shards: Shards, model: ModelConfig) -> State:
             mlp_norm=tensor(f"{at}.post_attention_layernorm"),
         )
         state |= fuse(layer, index)
+        for name, (ours, _) in _more_norms(model).items():
+            state[f"blocks.{index}.{ours}.weight"] = tensor(f"{at}.{name}")
     return state

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trilith.files import read_json
+from trilith.imports.gguf_file import open_gguf
 from trilith.imports.huggingface import open_huggingface
 from trilith.imports.llama2c import open_llama2c
 from trilith.imports.own import open_checkpoint, open_packed
@@ -13,7 +14,8 @@ def open_source(path: Path, *, tokenizer: Path | None = None) -> Source:
     """Open a checkpoint of any kind that is known.
 
     Args:
-        path: a folder of Hugging Face or of Trilith, a packed `.safetensors`, a llama2.c `.bin`.
+        path: a folder of Hugging Face or of Trilith, a packed `.safetensors`, a `.gguf`, a
+            llama2.c `.bin`.
         tokenizer: where to take the tokenizer from, if not from beside the weights.
 
     Raises:
@@ -26,14 +28,16 @@ def open_source(path: Path, *, tokenizer: Path | None = None) -> Source:
     if tokenizer is not None and not tokenizer.is_file():
         raise FileNotFoundError(f"{tokenizer} does not exist; give a tokenizer file")
     kind = _kind(path)
-    if kind in ("checkpoint", "packed") and tokenizer is not None:
+    if kind == "packed" and tokenizer is not None:
         raise ValueError(f"{path} knows its own tokenizer; leave out --tokenizer")
     if kind == "checkpoint":
-        return open_checkpoint(path)
+        return open_checkpoint(path, tokenizer=tokenizer)
     if kind == "packed":
         return open_packed(path)
     if kind == "huggingface":
         return open_huggingface(path, tokenizer=tokenizer)
+    if kind == "gguf":
+        return open_gguf(path, tokenizer=tokenizer)
     return open_llama2c(path, tokenizer=tokenizer)
 
 
@@ -47,4 +51,4 @@ def _kind(path: Path) -> str:
         config = read_json(path / "config.json", made_by="its own project")
         is_own = isinstance(config, dict) and "format_version" in config
         return "checkpoint" if is_own else "huggingface"
-    return "packed" if path.suffix == ".safetensors" else "llama2c"
+    return {".safetensors": "packed", ".gguf": "gguf"}.get(path.suffix, "llama2c")

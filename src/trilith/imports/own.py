@@ -5,18 +5,33 @@ from pathlib import Path
 
 from torch import Tensor
 
+from trilith.files import sha256
 from trilith.imports.source import Source, State
 from trilith.model import Checkpoint, load_checkpoint
 from trilith.packed import PackedFile, read_packed, restore_rows
 from trilith.quant import QuantConfig, dequantize
 
 
-def open_checkpoint(folder: Path) -> Source:
-    """Open a checkpoint folder, as `pretrain`, `evolve` and `trilith import` write it."""
+def open_checkpoint(folder: Path, *, tokenizer: Path | None = None) -> Source:
+    """Open a checkpoint folder, as `pretrain`, `evolve` and `trilith import` write it.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer: its `tokenizer.model`; None takes the one in the folder, if there is one.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or the tokenizer is not the one it knows.
+    """
     checkpoint = load_checkpoint(folder, made_by="pretrain, evolve or trilith import")
-    beside = folder / "tokenizer.model"
+    beside = tokenizer or folder / "tokenizer.model"
+    if beside.is_file() and sha256(beside) != checkpoint.tokenizer_sha256:
+        raise ValueError(
+            f"{folder} was trained with another tokenizer (SHA-256 "
+            f"{checkpoint.tokenizer_sha256[:12]}) than {beside}; give its own with --tokenizer"
+        )
     return Source(
         kind="Trilith checkpoint",
+        is_own=True,
         path=folder,
         model=checkpoint.model.config,
         quant=checkpoint.quant,
@@ -39,6 +54,7 @@ def open_packed(path: Path) -> Source:
     file = read_packed(path)
     return Source(
         kind="packed",
+        is_own=True,
         path=path,
         model=file.manifest.model,
         quant=_quant_of(file),

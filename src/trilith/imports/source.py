@@ -34,6 +34,7 @@ class Source:
         provenance: what it says of its own training; plain JSON.
         licence: what a file beside it says, if one does.
         read: returns the weights by our names, in float32.
+        is_own: True if Trilith made it, so that its provenance says where it comes from.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Source:
     provenance: dict[str, Any]
     licence: str | None
     read: Callable[[], State]
+    is_own: bool = False
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
@@ -81,6 +83,16 @@ class Source:
                 )
         model = _model_of(state, self).eval()
         return Checkpoint(model, self.quant, self.tokenizer_sha256, self.provenance)
+
+    def load_with_origin(self) -> Checkpoint:
+        """Read the weights; where they come from becomes part of the provenance.
+
+        Raises:
+            ValueError: as `load`.
+        """
+        checkpoint = self.load()
+        origin = {"imported": {"kind": self.kind, "weights": self.weights_sha256}}
+        return checkpoint._replace(provenance=checkpoint.provenance | origin)
 
 
 def plain_name(text: str) -> str:

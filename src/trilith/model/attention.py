@@ -4,6 +4,7 @@ Axes: B batch, T new tokens, S all tokens seen, H heads, K key/value heads, C he
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
         self.sub_norm = RMSNorm(config.width, norm_eps) if config.sub_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
-        """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D]."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        mask_BTT: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D].
+
+        A mask says instead which tokens (last axis) each token sees; it goes without a cache.
+        """
         num_batch, num_new, _ = x_BTD.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.qkv(x_BTD).view(num_batch, num_new, -1, self.head_width).transpose(1, 2)
@@ -45,13 +55,21 @@ class Attention(nn.Module):
         k_BKTC = rotate(self.k_norm(k_BKTC), *rope)
         if cache is not None:
             k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
-        mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC)
+        mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
         mixed_BTD = mixed_BHTC.transpose(1, 2).reshape(num_batch, num_new, -1)
         return self.out(self.sub_norm(mixed_BTD))
 
 
-def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
+def causal_attention(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_BTS: Tensor | None = None
+) -> Tensor:
     """Softmax attention of the last T of S positions, each to itself and those before it.
+
+    Args:
+        q_BHTC: queries.
+        k_BKSC: keys.
+        v_BKSC: values.
+        mask_BTS: bool, True where a token sees another; None for all up to itself.
 
     Returns:
         [B, H, T, C].
@@ -61,6 +79,9 @@ def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
     if repeats > 1:
         k_BKSC = k_BKSC.repeat_interleave(repeats, dim=1)
         v_BKSC = v_BKSC.repeat_interleave(repeats, dim=1)
+    if mask_BTS is not None:
+        mask_B1TS = mask_BTS[:, None]
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_B1TS)
     if num_new == num_seen:
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True)
     if num_new == 1:
@@ -70,14 +91,41 @@ def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS)
 
 
-def rope_tables(positions_T: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+class Isolation(NamedTuple):
+    """What keeps the segments of a row apart: own positions, and a mask of who sees whom."""
+
+    positions_BT: Tensor  # int64, from 0 in every segment
+    mask_BTT: Tensor  # bool, True where a token (middle axis) sees another
+
+
+def isolate(segments_BT: Tensor) -> Isolation:
+    """Make every run of equal numbers in a row a sequence of its own.
+
+    Args:
+        segments_BT: whole numbers; those of neighbouring segments differ.
+    """
+    index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    is_first_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    is_first_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    first_BT = torch.where(is_first_BT, index_T, 0).cummax(dim=1).values
+    is_causal_TT = index_T <= index_T[:, None]
+    mask_BTT = is_causal_TT & (first_BT[:, None, :] == first_BT[:, :, None])
+    return Isolation(index_T - first_BT, mask_BTT)
+
+
+def rope_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary positions (Su et al., arXiv 2104.09864), halves convention.
 
+    Args:
+        positions: [..., T].
+        head_width: C, even.
+        theta: base of the angles.
+
     Returns:
-        Two float32 tensors [T, C].
+        Two float32 tensors [..., T, C].
     """
-    exponents = torch.arange(0, head_width, 2, device=positions_T.device).float() / head_width
-    angles = positions_T.float()[:, None] * theta**-exponents
+    exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
+    angles = positions.float()[..., None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -95,13 +143,16 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn each pair (i, i + C/2) of features by its position's angle; the gradient turns back."""
+    """Turn each pair (i, i + C/2) of features by its position's angle; the gradient turns back.
+
+    Tables are [T, C], or [B, 1, T, C] where rows have positions of their own.
+    """
     return _Rotate.apply(x_BHTC, cos_TC, sin_TC)
 
 
 def _turn(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     half = x_BHTC.shape[-1] // 2
     out = x_BHTC * cos_TC
-    out[..., :half].addcmul_(x_BHTC[..., half:], sin_TC[:, :half], value=-1)
-    out[..., half:].addcmul_(x_BHTC[..., :half], sin_TC[:, half:])
+    out[..., :half].addcmul_(x_BHTC[..., half:], sin_TC[..., :half], value=-1)
+    out[..., half:].addcmul_(x_BHTC[..., :half], sin_TC[..., half:])
     return out.to(x_BHTC.dtype)

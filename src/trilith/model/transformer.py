@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trilith.model.attention import Attention, LinearFactory, rope_tables
+from trilith.model.attention import Attention, LinearFactory, isolate, rope_tables
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
@@ -52,9 +52,15 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = Mlp(config, linear)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, cache)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        mask_BTT: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `Attention` says what the mask is."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, cache, mask_BTT)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -79,25 +85,48 @@ class Transformer(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the logits [B, T, V] of the token after each of tokens [B, T]."""
-        return self.head(self.hidden(tokens_BT, cache))
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache | None = None,
+        *,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits [B, T, V] of the token after each of tokens [B, T].
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the head reads: [B, T] -> [B, T, D].
-
-        With a cache, the tokens follow those already in it, and are added to it.
+        Args:
+            tokens_BT: ids.
+            cache: the tokens follow those already in it, and are added to it.
+            segments_BT: number of each token's segment; neighbouring segments differ. None is one
+                segment a row. Segments do not see each other: each has the logits that it would
+                have alone.
         """
+        return self.head(self.hidden(tokens_BT, cache, segments_BT=segments_BT))
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache | None = None,
+        *,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the head reads: [B, T] -> [B, T, D]; arguments as for the whole model."""
         num_new = tokens_BT.shape[1]
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + num_new, device=tokens_BT.device)
+        if segments_BT is None:
+            start = 0 if cache is None else cache.length
+            positions = torch.arange(start, start + num_new, device=tokens_BT.device)
+            mask_BTT = None
+        else:
+            assert cache is None, "a cache holds one sequence a row"
+            positions_BT, mask_BTT = isolate(segments_BT)
+            positions = positions_BT[:, None]
         rope = rope_tables(positions, self.config.head_width, self.config.rope_theta)
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
             if self.checkpoints_blocks and self.training:
-                x_BTD = checkpoint(block, x_BTD, rope, cache, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, rope, cache, mask_BTT, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, rope, cache)
+                x_BTD = block(x_BTD, rope, cache, mask_BTT)
         if cache is not None:
             cache.advance(num_new)
         return self.norm(x_BTD)

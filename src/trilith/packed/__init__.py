@@ -7,7 +7,8 @@ from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
 from trilith.packed.precision import restore_rows, store_rows
 from trilith.packed.read import PackedFile, read_packed
-from trilith.packed.shelf import DENSE, Shelf, pack_all
+from trilith.packed.shelf import DENSE, Shelf, drawn_proof_tokens, pack_all, pack_checkpoint
+from trilith.packed.verify import TensorCheck, Verification, verify_packed
 from trilith.packed.write import round_to_stored, write_packed
 
 __all__ = [
@@ -20,16 +21,21 @@ __all__ = [
     "PackReport",
     "PackedFile",
     "Shelf",
+    "TensorCheck",
     "TensorEntry",
     "TokenizerParts",
+    "Verification",
     "build_packed_model",
+    "drawn_proof_tokens",
     "latent_histogram",
     "load_model",
     "measure",
     "pack_all",
+    "pack_checkpoint",
     "read_packed",
     "restore_rows",
     "round_to_stored",
     "store_rows",
+    "verify_packed",
     "write_packed",
 ]

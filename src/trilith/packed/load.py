@@ -26,8 +26,7 @@ def load_model(path: Path) -> Transformer:
 
 def build_packed_model(file: PackedFile) -> Transformer:
     """Build the model of a packed file that was read: in evaluation mode, without gradients."""
-    with torch.device("meta"):
-        model = Transformer(file.manifest.model, partial(nn.Linear, bias=False))
+    model = _skeleton(file)
     unused = dict(file.tensors)
     unused.pop(TOKENIZER_TENSOR)
     with naming(file.path):
@@ -46,6 +45,21 @@ def build_packed_model(file: PackedFile) -> Transformer:
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
     return model.requires_grad_(False).eval()
+
+
+def _skeleton(file: PackedFile) -> Transformer:
+    """The model on the meta device; sizes that no tensor could have must not hang or overflow."""
+    shape = file.manifest.model
+    largest = max((max(tensor.shape, default=0) for tensor in file.tensors.values()), default=0)
+    for key in ("vocab_size", "width", "mlp_width"):
+        if getattr(shape, key) > largest * len(file.tensors):
+            raise ValueError(f"{file.path} holds no tensor of the size {key} that it says")
+    if shape.num_layers > len(file.tensors):
+        raise ValueError(
+            f"{file.path} holds {len(file.tensors)} tensors, too few for {shape.num_layers} layers"
+        )
+    with torch.device("meta"):
+        return Transformer(shape, partial(nn.Linear, bias=False))
 
 
 def _packed_linear(

@@ -8,8 +8,9 @@ order and equal models must give equal files.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
@@ -133,21 +134,57 @@ def _envelope(metadata: dict[str, str] | None) -> dict[str, Any]:
 
 def _parse(body: Any) -> Manifest:
     fields = dict(body)
-    fields["model"] = ModelConfig(**fields["model"])
-    fields["tensors"] = {name: _parse_entry(entry) for name, entry in fields["tensors"].items()}
+    fields["model"] = _parse_model(fields["model"])
+    fields["tensors"] = {
+        name: _parse_entry(name, entry) for name, entry in fields["tensors"].items()
+    }
     if fields["activation_bits"] not in (8, None):
         raise ValueError(f"activation_bits={fields['activation_bits']}")
-    return Manifest(**fields)
+    manifest = Manifest(**fields)
+    _require(str, tokenizer_sha256=manifest.tokenizer_sha256)
+    _require(dict, special_ids=manifest.special_ids, provenance=manifest.provenance)
+    _require(int, **manifest.special_ids)
+    for name, token in manifest.special_ids.items():
+        if not 0 <= token < manifest.model.vocab_size:
+            raise ValueError(f"special id {name}={token}")
+    return manifest
 
 
-def _parse_entry(entry: dict[str, Any]) -> TensorEntry:
-    fields = entry | {"shape": tuple(entry["shape"])}
+def _parse_model(values: dict[str, Any]) -> ModelConfig:
+    """Parse the shape; JSON may hold another kind of value where ours is a whole number."""
+    for key, kind in get_type_hints(ModelConfig).items():
+        _require(kind if kind in (int, float, bool) else str, **{key: values[key]})
+    return ModelConfig(**values)
+
+
+def _parse_entry(name: str, entry: dict[str, Any]) -> TensorEntry:
+    fields = entry | {"shape": _parse_shape(entry["shape"])}
+    _require(str, dtype=fields["dtype"], sha256=fields["sha256"])
     if fields["part"] not in PARTS:
         raise ValueError(f"part={fields['part']}")
+    signs = (fields["part"] == "codes", name.endswith(".codes"), fields["codes"] is not None)
+    if any(signs) != all(signs):
+        raise ValueError(f"part={fields['part']} of {name} with codes={fields['codes']}")
     if fields["codes"] is not None:
-        codes = fields["codes"]
-        fields["codes"] = CodesEntry(**(codes | {"shape": tuple(codes["shape"])}))
+        codes = fields["codes"] | {"shape": _parse_shape(fields["codes"]["shape"])}
+        _require(str, **{key: codes[key] for key in ("grid", "codec", "scale")})
+        fields["codes"] = CodesEntry(**codes)
     return TensorEntry(**fields)
+
+
+def _parse_shape(values: list[int]) -> tuple[int, ...]:
+    _require(int, **{f"shape[{place}]": size for place, size in enumerate(values)})
+    if min(values, default=0) < 0:
+        raise ValueError(f"shape={values}")
+    return tuple(values)
+
+
+def _require(kind: type, /, **values: Any) -> None:
+    for key, value in values.items():
+        # JSON writes a float that is whole with or without its point; true is no number.
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{key}={value!r}, expected {kind.__name__}")
 
 
 def _compact(content: Any) -> str:

@@ -45,7 +45,11 @@ class Histogram(NamedTuple):
 
 
 def measure(file: PackedFile) -> PackReport:
-    """Measure a packed file that was read."""
+    """Measure a packed file that was read.
+
+    Raises:
+        ValueError: it holds no projections.
+    """
     file_bytes = file.path.stat().st_size
     by_part = dict.fromkeys(PARTS, 0)
     num_weights = num_parameters = 0
@@ -57,6 +61,8 @@ def measure(file: PackedFile) -> PackReport:
             num_weights += count
         if entry.part not in ("scales", "tokenizer") and not name.endswith(".scale"):
             num_parameters += count
+    if not num_weights:
+        raise ValueError(f"{file.path} holds no projections; pack the model again")
     bytes_by_part = by_part | {"manifest": file.header_bytes}
     assert sum(bytes_by_part.values()) == file_bytes, (bytes_by_part, file_bytes)
     projections = by_part["codes"] + by_part["scales"] + by_part["dense"]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -48,6 +49,13 @@ class PackedFile:
             )
 
 
+class Problem(NamedTuple):
+    """What is wrong with a packed file, and with which of its tensors, if with one."""
+
+    text: str
+    tensor: str | None = None
+
+
 def read_packed(path: Path) -> PackedFile:
     """Open a packed file and check all of it: format, version, names, dtypes, shapes and hashes.
 
@@ -55,19 +63,43 @@ def read_packed(path: Path) -> PackedFile:
         FileNotFoundError: no such file.
         ValueError: foreign, newer, damaged or edited; the text names the file and what to do.
     """
+    file = open_unchecked(path)
+    problem = next(problems_of(file), None)
+    if problem is not None:
+        raise ValueError(f"{file.path} {problem.text}")
+    return file
+
+
+def open_unchecked(path: Path) -> PackedFile:
+    """Open a packed file whose manifest is whole; nothing is known of its tensors yet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: foreign, newer, cut off, or the manifest is damaged or edited.
+    """
     path = require(path, made_by="the pack stage")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the packed .safetensors file")
     with naming(path):
         header_bytes, metadata, tensors = _open(path)
-        manifest = from_metadata(metadata)
-        _check_names(set(tensors), expected=set(manifest.tensors))
-        for name, entry in manifest.tensors.items():
-            _check_tensor(name, tensors[name], entry)
-        tokenizer = manifest.tensors.get(TOKENIZER_TENSOR)
-        if tokenizer is None or tokenizer.sha256 != manifest.tokenizer_sha256:
-            raise ValueError("holds no tokenizer, or another one than it says; pack it again")
-    return PackedFile(path, manifest, tensors, header_bytes)
+        return PackedFile(path, from_metadata(metadata), tensors, header_bytes)
+
+
+def problems_of(file: PackedFile) -> Iterator[Problem]:
+    """Compare all that is stored with the manifest; hand out what is wrong, first the names."""
+    expected, stored = set(file.manifest.tensors), set(file.tensors)
+    missing, extra = sorted(expected - stored), sorted(stored - expected)
+    if missing or extra:
+        yield Problem(
+            f"lacks the tensors {missing} and holds the unknown tensors {extra}; "
+            "copy or pack the file again"
+        )
+    for name, entry in file.manifest.tensors.items():
+        if name in file.tensors and (text := _problem_of_tensor(file.tensors[name], name, entry)):
+            yield Problem(text, name)
+    tokenizer = file.manifest.tensors.get(TOKENIZER_TENSOR)
+    if tokenizer is None or tokenizer.sha256 != file.manifest.tokenizer_sha256:
+        yield Problem("holds no tokenizer, or another one than it says; pack it again")
 
 
 @contextmanager
@@ -94,22 +126,12 @@ def _open(path: Path) -> tuple[int, dict[str, str] | None, dict[str, Tensor]]:
         ) from None
 
 
-def _check_names(stored: set[str], *, expected: set[str]) -> None:
-    missing, extra = sorted(expected - stored), sorted(stored - expected)
-    if missing or extra:
-        raise ValueError(
-            f"lacks the tensors {missing} and holds the unknown tensors {extra}; "
-            "copy or pack the file again"
-        )
-
-
-def _check_tensor(name: str, tensor: Tensor, entry: TensorEntry) -> None:
+def _problem_of_tensor(tensor: Tensor, name: str, entry: TensorEntry) -> str | None:
     if (dtype_name(tensor), tuple(tensor.shape)) != (entry.dtype, entry.shape):
-        raise ValueError(
+        return (
             f"holds {name} as {dtype_name(tensor)} {list(tensor.shape)} where the manifest says "
             f"{entry.dtype} {list(entry.shape)}; copy or pack the file again"
         )
     if hash_of(tensor) != entry.sha256:
-        raise ValueError(
-            f"has damaged bytes in {name} (sha256 differs); copy or pack the file again"
-        )
+        return f"has damaged bytes in {name} (sha256 differs); copy or pack the file again"
+    return None

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 DENSE = PackConfig(codec="smallest", embedding="bf16")
 
 _PROOF_ROWS = 4
+# Enough to reach every weight, few enough for a large model.
+_DRAWN_LENGTH = 64
 _NUM_BINS = 81
 
 
@@ -63,11 +65,11 @@ def pack_all(
         for folder in tqdm(checkpoints, desc="pack", unit="model", disable=None):
             checkpoint = _load(folder, tokenizer)
             require_shape(checkpoint.model.config, model, origin=str(folder))
-            report = write_packed(
-                checkpoint.model,
+            report = pack_checkpoint(
+                checkpoint,
                 path=partial / f"{folder.name}.safetensors",
-                config=config if checkpoint.quant else DENSE,
-                attachments=_attachments(checkpoint, tokenizer),
+                config=config,
+                tokenizer=tokenizer,
                 proof_tokens=_proof_tokens(test_tokens, checkpoint),
             )
             metrics |= _sizes(folder.name, report)
@@ -83,6 +85,40 @@ def pack_all(
     return Shelf(metrics, histograms)
 
 
+def pack_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    path: Path,
+    config: PackConfig,
+    tokenizer: Tokenizer,
+    proof_tokens: torch.Tensor,
+) -> PackReport:
+    """Pack one checkpoint with its tokenizer, proved as `write_packed` does.
+
+    Args:
+        checkpoint: any model; one on no grid is packed as DENSE.
+        path: the file to write.
+        config: for a model on a grid.
+        tokenizer: the one that the model was trained with.
+        proof_tokens: token ids [B, T].
+    """
+    parts = TokenizerParts(tokenizer.model_bytes, tokenizer.special_ids)
+    return write_packed(
+        checkpoint.model,
+        path=path,
+        config=config if checkpoint.quant else DENSE,
+        attachments=Attachments(parts, checkpoint.provenance),
+        proof_tokens=proof_tokens,
+    )
+
+
+def drawn_proof_tokens(model: ModelConfig) -> torch.Tensor:
+    """Draw ids [B, T] for a proof where no text is at hand; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (_PROOF_ROWS, min(_DRAWN_LENGTH, model.context))
+    return torch.randint(model.vocab_size, shape, generator=generator)
+
+
 def _load(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
     checkpoint = load_checkpoint(folder, made_by="pretrain or evolve")
     if checkpoint.tokenizer_sha256 != tokenizer.sha256:
@@ -92,11 +128,6 @@ def _load(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
             "train it again or restore its tokenizer"
         )
     return checkpoint
-
-
-def _attachments(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Attachments:
-    parts = TokenizerParts(tokenizer.model_bytes, tokenizer.special_ids)
-    return Attachments(parts, checkpoint.provenance)
 
 
 def _proof_tokens(test_tokens: np.ndarray, checkpoint: Checkpoint) -> torch.Tensor:

@@ -20,6 +20,7 @@ from trilith.quant.quantize import (
     fake_quantize,
     fake_quantize_activation,
     fit_scale,
+    fit_weighted_scale,
     num_scales,
     quantize,
     quantize_activation,
@@ -27,7 +28,13 @@ from trilith.quant.quantize import (
     sqnr_db,
     straight_through,
 )
-from trilith.quant.scale import absmean_scale, least_squares_scale, median_scale, refine_scale
+from trilith.quant.scale import (
+    absmean_scale,
+    least_squares_scale,
+    median_scale,
+    refine_scale,
+    weighted_scale,
+)
 
 __all__ = [
     "CODECS",
@@ -51,6 +58,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_activation",
     "fit_scale",
+    "fit_weighted_scale",
     "grid_named",
     "integer_product",
     "least_squares_scale",
@@ -65,4 +73,5 @@ __all__ = [
     "refine_scale",
     "sqnr_db",
     "straight_through",
+    "weighted_scale",
 ]

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from trilith.quant.grid import Grid, grid_named
 from trilith.quant.scale import Granularity
 
-ScaleRule = Literal["absmean", "median", "least_squares", "learned"]
+ScaleRule = Literal["absmean", "median", "least_squares", "learned", "unit"]
 # Rules whose scale is a mean or middle magnitude: it says nothing about grids of more levels.
 _MAGNITUDE_RULES = ("absmean", "median")
 
@@ -17,7 +17,8 @@ class QuantConfig:
 
     Rules: "absmean" and "median" take the mean or the median magnitude of the weights (BitNet
     b1.58, arXiv 2402.17764; b1.58 Reloaded, arXiv 2407.09527), "least_squares" follows the weights
-    with the smallest squared error, "learned" trains the scale (LSQ, arXiv 1902.08153).
+    with the smallest squared error, "learned" trains the scale (LSQ, arXiv 1902.08153), "unit"
+    takes 1: the levels are the weights themselves (Trinity's formula).
     `group_size` counts inputs and belongs to granularity "group" alone; `activation_bits` is 8
     (absmax per token) or None (activations stay in floating point).
     """

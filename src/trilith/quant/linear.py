@@ -67,6 +67,24 @@ class BitLinear(nn.Linear):
             self.log_scale.copy_(fit_scale(self.weight, self.config).log())
 
     @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Take a fitted scale; steps go on from it as from one of `refit`.
+
+        Raises:
+            ValueError: the rule takes scales from the weight at each use and keeps none.
+        """
+        self._held = None
+        if self.scale is not None:
+            self.scale.copy_(scale)
+        elif self.log_scale is not None:
+            self.log_scale.copy_(scale.log())
+        else:
+            raise ValueError(
+                f"quant.scale_rule={self.config.scale_rule} keeps no scale that could be fitted; "
+                "use least_squares or learned"
+            )
+
+    @torch.no_grad()
     def start_step(self, *, hold: bool) -> None:
         """Tell the layer that the weight has changed; call it before each optimizer step.
 

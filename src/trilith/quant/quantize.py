@@ -9,7 +9,13 @@ from torch.autograd.function import FunctionCtx
 
 from trilith.quant.config import QuantConfig
 from trilith.quant.grid import Grid, nearest_codes, numerators_of
-from trilith.quant.scale import absmean_scale, grouped, least_squares_scale, median_scale
+from trilith.quant.scale import (
+    absmean_scale,
+    grouped,
+    least_squares_scale,
+    median_scale,
+    weighted_scale,
+)
 
 INT8_MAX = 127
 MIN_ABSMAX = 1e-5
@@ -47,7 +53,25 @@ def fit_scale(latent: Tensor, config: QuantConfig) -> Tensor:
         return absmean_scale(blocks)
     if config.scale_rule == "median":
         return median_scale(blocks)
+    if config.scale_rule == "unit":
+        return torch.ones(blocks.shape[:-1], device=latent.device)
     return least_squares_scale(blocks, config.levels)
+
+
+def fit_weighted_scale(latent: Tensor, importance: Tensor, config: QuantConfig) -> Tensor:
+    """Fit the least-squares scales of a weight [O, I] whose inputs matter unequally.
+
+    Args:
+        latent: [O, I].
+        importance: weight of each input's squared error [I], such as its mean square.
+        config: grid and granularity.
+
+    Returns:
+        float32 [O or 1, G].
+    """
+    shape = config.granularity, config.group_size
+    weights = grouped(importance.float().expand_as(latent), *shape)
+    return weighted_scale(grouped(latent.detach(), *shape), weights, config.levels)
 
 
 def num_scales(latent: Tensor, config: QuantConfig) -> int:

@@ -1,6 +1,6 @@
 """Scales: the factor of a tensor, a row or a group of inputs, and the rules that fit it."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ Granularity = Literal["tensor", "row", "group"]
 MIN_SCALE = 1e-8
 # Starting points of the alternating fit, as multiples of root mean square / largest level.
 _START_MULTIPLES = (0.8, 1.2, 1.6, 2.0, 2.5)
+# Alternations of codes and scale from each of them.
+_NUM_ALTERNATIONS = 8
 
 
 def grouped(latent: Tensor, granularity: Granularity, group_size: int | None) -> Tensor:
@@ -66,7 +68,9 @@ def median_scale(blocks: Tensor) -> Tensor:
     return blocks.float().abs().median(dim=-1).values.clamp_(min=MIN_SCALE)
 
 
-def refine_scale(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+def refine_scale(
+    blocks: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None
+) -> Tensor:
     """One alternation of the least-squares fit: codes for this scale, then the best scale for them.
 
     Never increases the squared error. A block whose codes are all zero keeps its scale.
@@ -75,43 +79,89 @@ def refine_scale(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         blocks: [..., N].
         scale: [...] float32.
         grid: the levels.
+        importance: weights of the squared errors [..., N], not negative; None counts all alike.
 
     Returns:
         float32 [...].
     """
     values = blocks.float()
     levels = numerators_of(nearest_codes(values / scale[..., None], grid), grid)
-    energy = levels.square().sum(dim=-1)
-    fitted = (values * levels).sum(dim=-1) / energy * grid.denominator
+    weighted = levels if importance is None else levels * importance
+    energy = (weighted * levels).sum(dim=-1)
+    fitted = (values * weighted).sum(dim=-1) / energy * grid.denominator
     return torch.where(energy > 0, fitted, scale).clamp_(min=MIN_SCALE)
 
 
-def least_squares_scale(blocks: Tensor, grid: Grid, num_alternations: int = 8) -> Tensor:
+def least_squares_scale(blocks: Tensor, grid: Grid) -> Tensor:
     """Scale with the smallest squared error found from several starting points.
 
     Args:
         blocks: [..., N].
         grid: the levels.
-        num_alternations: alternations of codes and scale per starting point.
 
     Returns:
         float32 [...].
     """
     values = blocks.float()
     rms = values.square().mean(dim=-1).sqrt().clamp_(min=MIN_SCALE)
-    best_scale = rms.clone()
-    best_error = torch.full_like(rms, torch.inf)
-    for multiple in _START_MULTIPLES:
-        scale = rms * (multiple / grid.max_level)
-        for _ in range(num_alternations):
-            scale = refine_scale(values, scale, grid)
-        error = squared_error(values, scale, grid)
-        best_scale = torch.where(error < best_error, scale, best_scale)
-        best_error = torch.minimum(error, best_error)
-    return best_scale
+    starts = [rms * (multiple / grid.max_level) for multiple in _START_MULTIPLES]
+    nothing = _Candidate(rms.clone(), torch.full_like(rms, torch.inf))
+    return _best_of(nothing, starts, values, grid).scale
 
 
-def squared_error(blocks: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Sum of squared differences between blocks and quantized blocks: [..., N] -> [...]."""
+def weighted_scale(blocks: Tensor, importance: Tensor, grid: Grid) -> Tensor:
+    """Scale with the smallest weighted squared error found; never a larger one than the plain fit.
+
+    Args:
+        blocks: [..., N].
+        importance: weights of the squared errors [..., N], not negative.
+        grid: the levels.
+
+    Returns:
+        float32 [...].
+    """
+    values = blocks.float()
+    plain = least_squares_scale(values, grid)
+    total = importance.sum(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    rms = ((importance * values.square()).sum(dim=-1) / total).sqrt().clamp_(min=MIN_SCALE)
+    starts = [plain, *(rms * (multiple / grid.max_level) for multiple in _START_MULTIPLES)]
+    best = _Candidate(plain, squared_error(values, plain, grid, importance))
+    return _best_of(best, starts, values, grid, importance).scale
+
+
+def squared_error(
+    blocks: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None
+) -> Tensor:
+    """Sum of squared differences between blocks and quantized blocks: [..., N] -> [...].
+
+    `importance` [..., N] weighs the squares; None counts all alike.
+    """
     levels = numerators_of(nearest_codes(blocks / scale[..., None], grid), grid)
-    return (blocks - levels * (scale[..., None] / grid.denominator)).square().sum(dim=-1)
+    squares = (blocks - levels * (scale[..., None] / grid.denominator)).square()
+    return (squares if importance is None else squares * importance).sum(dim=-1)
+
+
+class _Candidate(NamedTuple):
+    """Scales and their squared errors, both [...]."""
+
+    scale: Tensor
+    error: Tensor
+
+
+def _best_of(
+    best: _Candidate,
+    starts: list[Tensor],
+    values: Tensor,
+    grid: Grid,
+    importance: Tensor | None = None,
+) -> _Candidate:
+    """Alternate codes and scale from each start; keep what has the smallest error in a block."""
+    for scale in starts:
+        for _ in range(_NUM_ALTERNATIONS):
+            scale = refine_scale(values, scale, grid, importance)
+        error = squared_error(values, scale, grid, importance)
+        is_better = error < best.error
+        best = _Candidate(
+            torch.where(is_better, scale, best.scale), torch.minimum(error, best.error)
+        )
+    return best

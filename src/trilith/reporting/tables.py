@@ -280,7 +280,10 @@ def evolve_table(evolve: Mapping[str, Any]) -> Table | None:
     return Table(
         title="Figures of the evolution",
         columns=(Column("Figure (unit at the end of the name)", "text"), Column("Value")),
-        rows=tuple((key, number(value)) for key, value in evolve.items()),
+        # The error of every single projection would bury the rest; metrics.json has it.
+        rows=tuple(
+            (key, number(value)) for key, value in evolve.items() if "/fit/output_error/" not in key
+        ),
     )
 
 

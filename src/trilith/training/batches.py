@@ -19,20 +19,27 @@ class Batch(NamedTuple):
 
     inputs_BT: Tensor  # int64
     targets_BT: Tensor  # int64, IGNORED where a prediction does not count
+    segments_BT: Tensor | None = None  # int64, which sequence of the row an input belongs to
 
 
-def shift(rows: np.ndarray, counted: np.ndarray | None = None) -> Batch:
+def shift(
+    rows: np.ndarray, counted: np.ndarray | None = None, segments: np.ndarray | None = None
+) -> Batch:
     """Turn rows of T + 1 tokens into a batch of T predictions.
 
     Args:
         rows: token ids [B, T + 1].
         counted: bool [B, T + 1], True where the token counts as a target; None counts all.
+        segments: numbers [B, T + 1] of the sequences that share a row; None where none does.
     """
     tokens = torch.from_numpy(rows.astype(np.int64))
     targets = tokens[:, 1:].clone()
     if counted is not None:
         targets[~torch.from_numpy(counted[:, 1:])] = IGNORED
-    return Batch(tokens[:, :-1].contiguous(), targets)
+    inputs = tokens[:, :-1].contiguous()
+    if segments is None:
+        return Batch(inputs, targets)
+    return Batch(inputs, targets, torch.from_numpy(segments[:, :-1].astype(np.int64)))
 
 
 class BatchSource(Protocol):
@@ -86,16 +93,27 @@ class TokenWindows:
 
 
 class MaskedRows:
-    """Rows of T + 1 tokens with a mask of the targets that count, shuffled each epoch."""
+    """Rows of T + 1 tokens with a mask of the targets that count, shuffled each epoch.
+
+    `segments` numbers the sequences that share a row, where some do.
+    """
 
     def __init__(
-        self, rows: np.ndarray, counted: np.ndarray, *, batch_size: int, seed: int
+        self,
+        rows: np.ndarray,
+        counted: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        segments: np.ndarray | None = None,
     ) -> None:
         assert rows.shape == counted.shape, (rows.shape, counted.shape)
+        assert segments is None or segments.shape == rows.shape, segments
         if not len(rows):
             raise ValueError("there is no instruction to train on; the corpus gives none")
         self.rows = rows
         self.counted = counted
+        self.segments = segments
         self.batch_size = batch_size
         self._order = _EpochOrder(len(rows), seed)
 
@@ -103,7 +121,8 @@ class MaskedRows:
         """Return the batch at `position`, counted from 0 over all epochs."""
         first = position * self.batch_size
         places = [self._order.place(index) for index in range(first, first + self.batch_size)]
-        return shift(self.rows[places], self.counted[places])
+        segments = None if self.segments is None else self.segments[places]
+        return shift(self.rows[places], self.counted[places], segments)
 
 
 class PositionLoader:

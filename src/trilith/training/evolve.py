@@ -4,28 +4,30 @@ Each phase starts from the latent weights of the one before. The control does th
 without a grid, so that more training is never taken for recovery.
 """
 
+import copy
 import logging
-import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trilith.evolution import AnswerRows, forward_kl, grid_sqnr_db
+from trilith.evolution import AnswerRows, fit_to_grid, forward_kl, grid_sqnr_db
 from trilith.files import is_first_process, read_json, remove, replacing, write_json
 from trilith.model import Checkpoint, Transformer, load_checkpoint, move_to_grid, save_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import open_split
-from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows
+from trilith.training.answer_loss import answer_losses, warn_of_overfitting
+from trilith.training.batches import IGNORED, Batch, BatchSource, MaskedRows, TokenWindows
 from trilith.training.devices import wait_for_all
+from trilith.training.evolve_config import EvolveConfig
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
 from trilith.training.memory import state_bytes
 from trilith.training.module import Loss, Objective, cross_entropy, z_penalty
 from trilith.training.pretrain import check_shape, training_windows, validation_windows
-from trilith.training.recipe import Recipe
 from trilith.training.room import Need, require_room, resume_bytes
 
 log = logging.getLogger(__name__)
@@ -33,49 +35,6 @@ log = logging.getLogger(__name__)
 # Prefixes of the models that come out, one of each for every phase.
 EVOLVED = "evolved"
 CONTROL = "dense_continued"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One step of the descent: a grid, and how many steps the model trains on it."""
-
-    quant: QuantConfig
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"evolve.phases: num_steps={self.num_steps} must be at least 1")
-
-
-@dataclass(frozen=True)
-class EvolveConfig:
-    """Phases of the descent by name, in order, and what they share.
-
-    Each step sees `answer_rows` instructions of at most `answer_length` tokens beside the plain
-    windows of the training section; `kl_weight` times the forward KL divergence from the dense
-    twin on the plain text is added to the cross-entropy. `recipe` starts anew with each phase.
-    """
-
-    phases: dict[str, Phase]
-    recipe: Recipe
-    answer_rows: int
-    answer_length: int
-    kl_weight: float
-
-    def __post_init__(self) -> None:
-        if not self.phases:
-            raise ValueError("evolve.phases is empty; name at least one phase")
-        if self.answer_rows < 1 or self.answer_length < 8:
-            raise ValueError(
-                f"evolve.answer_rows={self.answer_rows} must be at least 1 and answer_length="
-                f"{self.answer_length} at least 8"
-            )
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(
-                f"evolve.kl_weight={self.kl_weight} must not be negative, and be finite"
-            )
-        for phase in self.phases.values():
-            self.recipe.check_length(phase.num_steps)
 
 
 class EvolveBatch(NamedTuple):
@@ -100,11 +59,17 @@ class PlainAndAnswers:
 
 
 class EvolveInputs(NamedTuple):
-    """What the evolution starts from."""
+    """What the evolution starts from.
+
+    `held_out` are answers of the validation split, maybe none; `licence` is that of foreign
+    instructions.
+    """
 
     twin: Checkpoint
     tokens_dir: Path
     answers: AnswerRows
+    held_out: AnswerRows
+    licence: str | None = None
 
 
 class _Job(NamedTuple):
@@ -124,6 +89,7 @@ class _Setting(NamedTuple):
     config: EvolveConfig
     train: TrainConfig
     place: RunPlace
+    calibration_NT: Tensor
 
 
 def evolve(
@@ -145,11 +111,12 @@ def evolve(
         ValueError: the shards are not those of the twin, or windows or answers are too long for it.
     """
     _check_inputs(inputs, config, train)
-    setting = _Setting(inputs, config, train, place)
+    setting = _Setting(inputs, config, train, place, _calibration(inputs, config, train, place))
     if is_first_process():
         require_room(_needs(setting, out_dir))
     metrics: dict[str, Any] = {
-        "answers/train": len(inputs.answers.tokens),
+        "answers/train": inputs.answers.num_examples,
+        "answers/num_rows": len(inputs.answers.tokens),
         "answers/num_cut": inputs.answers.num_cut,
         "answers/num_dropped": inputs.answers.num_dropped,
     }
@@ -217,8 +184,7 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     """Train one phase; save checkpoint and curves as a folder that every process then sees."""
     inputs, train, place = setting.inputs, setting.train, setting.place
     curves_dir = place.resume_dir / "curves" / job.name
-    model = move_to_grid(before.model, job.quant)
-    fitted = {} if job.quant is None else {"quant/fitted_sqnr_db": grid_sqnr_db(model)}
+    model, fitted = _on_grid(job, before.model, setting)
     plan = Plan(
         job.num_steps,
         setting.config.recipe,
@@ -229,9 +195,18 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
     phase_place = place._replace(
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
-    metrics = fitted | fit(model, plan=plan, config=train, place=phase_place)
+    metrics = fitted
+    before_training = answer_losses(model, seen=inputs.answers, held_out=inputs.held_out)
+    if job.num_steps:
+        metrics |= fit(model, plan=plan, config=train, place=phase_place)
+    else:
+        metrics |= _score(model, plan.validation, num_batches=train.validation_batches)
+    losses = answer_losses(model, seen=inputs.answers, held_out=inputs.held_out)
+    warn_of_overfitting(job.name, before_training, losses, alert=place.wandb_run.alert)
+    metrics |= losses.metrics()
     num_steps, num_tokens = metrics["train/result_step"], metrics["train/result_tokens"]
-    num_answers = num_steps * _batches_per_step(setting) * setting.config.answer_rows
+    num_rows = num_steps * _batches_per_step(setting) * setting.config.answer_rows
+    num_answers = num_rows * inputs.answers.num_examples // len(inputs.answers.tokens)
     seen = before.provenance
     provenance = seen | {
         "name": job.name,
@@ -240,6 +215,8 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         "num_answers_seen": seen.get("num_answers_seen", 0) + num_answers,
         "num_steps": seen["num_steps"] + num_steps,
     }
+    if inputs.licence is not None:
+        provenance["instructions_licence"] = inputs.licence
     if is_first_process():
         result = Checkpoint(model, job.quant, before.tokenizer_sha256, provenance)
         write_json(curves_dir / "metrics.json", metrics)
@@ -249,6 +226,47 @@ def _run_phase(job: _Job, before: Checkpoint, setting: _Setting, folder: Path) -
         remove(phase_place.resume_dir)
     wait_for_all()
     log.info("%s: validation loss %.3f nats", job.name, metrics["validation/loss_nats"])
+
+
+@torch.no_grad()
+def _score(model: Transformer, validation: BatchSource, *, num_batches: int) -> dict[str, float]:
+    """What `fit` would say of a model that is not trained."""
+    model.eval()
+    batches = [validation.batch(position) for position in range(num_batches)]
+    losses = [float(cross_entropy(model(batch.inputs_BT), batch)) for batch in batches]
+    nothing = {"train/num_steps": 0, "train/result_step": 0, "train/result_tokens": 0}
+    return {"validation/loss_nats": sum(losses) / len(losses), **nothing}
+
+
+class _Start(NamedTuple):
+    """The model that a phase starts from, and what is known of its fit."""
+
+    model: Transformer
+    metrics: dict[str, float]
+
+
+def _on_grid(job: _Job, before: Transformer, setting: _Setting) -> _Start:
+    if job.quant is None:
+        return _Start(move_to_grid(before, None), {})
+    method = setting.config.fit
+    model, errors = fit_to_grid(before, job.quant, method=method, windows_NT=setting.calibration_NT)
+    metrics = {
+        "quant/fitted_sqnr_db": grid_sqnr_db(model),
+        "fit/output_error": sum(errors.values()) / len(errors),
+    }
+    metrics |= {f"fit/output_error/{name}": error for name, error in errors.items()}
+    setting.place.wandb_run.log({f"{job.name}/{key}": value for key, value in metrics.items()})
+    return _Start(model, metrics)
+
+
+def _calibration(
+    inputs: EvolveInputs, config: EvolveConfig, train: TrainConfig, place: RunPlace
+) -> Tensor:
+    """Windows of the training split, drawn from the seed, that fits are made and measured on."""
+    tokens = open_split(inputs.tokens_dir, "train").tokens
+    num_windows = config.calibration_windows
+    windows = TokenWindows(tokens, context=train.context, batch_size=num_windows, seed=place.seed)
+    return windows.batch(0).inputs_BT
 
 
 def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
@@ -265,14 +283,15 @@ def _hand_over(finished: Path, out_dir: Path, curves_dir: Path) -> None:
 
 def _objective(setting: _Setting, job: _Job) -> Objective:
     """Cross-entropy of plain text and answers, and for the evolved arm the pull of the twin."""
-    teacher = setting.inputs.twin.model
+    teacher = _on_device(setting.inputs.twin.model)
     z_loss = setting.config.recipe.z_loss
     kl_weight = 0.0 if job.quant is None else setting.config.kl_weight
 
     def objective(model: Transformer, batch: EvolveBatch) -> Loss:
         plain_logits = model(batch.plain.inputs_BT)
         plain = cross_entropy(plain_logits, batch.plain)
-        answers = cross_entropy(model(batch.answers.inputs_BT), batch.answers)
+        answer_logits = model(batch.answers.inputs_BT, segments_BT=batch.answers.segments_BT)
+        answers = cross_entropy(answer_logits, batch.answers)
         num_plain = counted_targets(batch.plain)
         num_answers = counted_targets(batch.answers)
         total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
@@ -280,11 +299,21 @@ def _objective(setting: _Setting, job: _Job) -> Objective:
             total = total + z_loss * z_penalty(plain_logits, batch.plain)
         if kl_weight:
             with torch.no_grad():
-                teacher_logits = teacher(batch.plain.inputs_BT)
+                teacher_logits = teacher(batch.plain.inputs_BT.device)(batch.plain.inputs_BT)
             total = total + kl_weight * forward_kl(plain_logits, teacher_logits)
         return Loss(total, plain.detach())
 
     return objective
+
+
+def _on_device(model: Transformer) -> Callable[[torch.device], Transformer]:
+    """Hand out the model on a device; what has to move is copied: the original starts phases."""
+
+    @cache
+    def placed(device: torch.device) -> Transformer:
+        return model if device.type == "cpu" else copy.deepcopy(model).to(device)
+
+    return placed
 
 
 def counted_targets(batch: Batch) -> Tensor:
@@ -302,6 +331,7 @@ def _batches(setting: _Setting, first_step: int) -> PlainAndAnswers:
         inputs.answers.answer_mask,
         batch_size=setting.config.answer_rows,
         seed=seed + 1,
+        segments=inputs.answers.segments,
     )
     return PlainAndAnswers(plain, answers, first=first_step * _batches_per_step(setting))
 

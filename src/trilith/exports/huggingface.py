@@ -1,0 +1,137 @@
+"""Hugging Face folders that transformers loads: weights on their grid, written out in floats.
+
+transformers computes with float activations where ours are int8, so that logits are near ours.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trilith.exports.huggingface_tokenizer import write_tokenizer
+from trilith.exports.layout import Layout, kind_of, pieces_of
+from trilith.exports.model_card import Figures, model_card
+from trilith.exports.pieces_table import PiecesTable, read_pieces_table
+from trilith.files import replacing
+from trilith.model import ModelConfig
+from trilith.packed import PackedFile
+from trilith.packed.read import naming
+
+# The first is what is written unless another is asked for: it keeps every weight as it is.
+HUGGINGFACE_TYPES = ("float32", "bfloat16", "float16")
+
+_PIECES = {
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "attention_sub_norm": "self_attn.attn_sub_norm",
+    "mlp_sub_norm": "mlp.ffn_sub_norm",
+}
+_ARCHITECTURES = {
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qk_norm": ("Qwen3ForCausalLM", "qwen3"),
+    "sub_norm": ("BitNetForCausalLM", "bitnet"),
+}
+_ACTIVATIONS = {"swiglu": "silu", "gated_relu2": "relu2"}
+
+
+def write_huggingface(
+    file: PackedFile, folder: Path, *, weights: str, figures: Figures | None
+) -> None:
+    """Write a packed model as a folder for `AutoModelForCausalLM`, whole or not at all.
+
+    Args:
+        file: a model with a counterpart in transformers.
+        folder: the folder to write; what is there is replaced.
+        weights: one of HUGGINGFACE_TYPES; float32 keeps the packed file's weights exactly.
+        figures: what was measured of the packed file, for the model card.
+
+    Raises:
+        ValueError: no architecture of transformers computes what this model does.
+    """
+    with naming(file.path):
+        model = file.manifest.model
+        kind = kind_of(model, target="transformers")
+        architecture, model_type = _ARCHITECTURES[kind]
+        table = read_pieces_table(file.tokenizer_bytes, target="transformers")
+        dtype = getattr(torch, weights)
+        tensors = {
+            name: _floats(content, dtype, name=name)
+            for name, content in pieces_of(file, _layout(architecture))
+        }
+        config = _config(model, table) | {
+            "architectures": [architecture],
+            "model_type": model_type,
+            "dtype": weights,
+            "torch_dtype": weights,
+        }
+        with replacing(folder) as partial:
+            partial.mkdir()
+            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            _write_json(partial / "config.json", config)
+            _write_json(partial / "generation_config.json", _ids(table))
+            write_tokenizer(partial, file.tokenizer_bytes, table=table, context=model.context)
+            (partial / "README.md").write_text(model_card(file, weights=weights, figures=figures))
+
+
+def _layout(architecture: str) -> Layout:
+    return Layout(
+        architecture=architecture,
+        rope="halves",
+        embedding="model.embed_tokens.weight",
+        norm="model.norm.weight",
+        head="lm_head.weight",
+        layer="model.layers.{}.",
+        pieces=_PIECES,
+    )
+
+
+def _floats(content: Any, dtype: torch.dtype, *, name: str) -> Tensor:
+    weight = content if isinstance(content, Tensor) else content.floats()
+    # A copy: safetensors refuses tensors that share memory, such as slices of one.
+    weight = weight.to(dtype, copy=True).contiguous()
+    if not weight.isfinite().all():
+        raise ValueError(f"holds {name} beyond {dtype}; export it with --type float32")
+    return weight
+
+
+def _config(model: ModelConfig, table: PiecesTable) -> dict[str, Any]:
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "intermediate_size": model.mlp_width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_width,
+        "hidden_act": _ACTIVATIONS[model.mlp],
+        "max_position_embeddings": model.context,
+        # The first is where transformers 5 looks, the second where all before did.
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_theta": model.rope_theta,
+        "rms_norm_eps": model.norm_eps,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": model.tied_head,
+        **_ids(table),
+    }
+
+
+def _ids(table: PiecesTable) -> dict[str, Any]:
+    eos: Any = table.stop_ids if len(table.stop_ids) > 1 else table.stop_ids[0]
+    return {"bos_token_id": table.bos_id, "eos_token_id": eos, "pad_token_id": table.pad_id}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,92 @@
+"""The model card of a Hugging Face folder: what the model is, and what was measured of it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trilith.files import read_json, sha256
+from trilith.packed import PackedFile, measure
+
+Figures = dict[str, float]
+
+# Figures of the stage `evaluate` that a reader of a model card asks for, and their words.
+_WORDS = {
+    "loss_nats": "loss on the test split (nats a token)",
+    "perplexity": "perplexity, by this tokenizer's tokens",
+    "perplexity_ratio": "perplexity against its dense twin",
+    "bits_per_byte": "bits per byte of text",
+    "answer_loss_nats": "loss on the answers to instructions (nats a token)",
+    "top1_agreement": "agreement with its dense twin on the most likely token",
+    "num_tokens_seen": "tokens seen in training",
+}
+
+
+def read_figures(path: Path, *, name: str) -> Figures:
+    """Read what `evaluate` measured of one packed file.
+
+    Args:
+        path: the `metrics.json` of the stage `evaluate`.
+        name: the packed file's name without ending.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no figures of this model.
+    """
+    content = read_json(path, made_by="the evaluate stage")
+    models = content.get("models") if isinstance(content, dict) else None
+    found = models.get(name) if isinstance(models, dict) else None
+    if not isinstance(found, dict):
+        known = ", ".join(models) if isinstance(models, dict) and models else "none"
+        raise ValueError(f"{path} holds no figures of {name}; it has: {known}")
+    return {key: found[key] for key in _WORDS if isinstance(found.get(key), int | float)}
+
+
+def model_card(file: PackedFile, *, weights: str, figures: Figures | None) -> str:
+    """Return the card as Markdown; figures are those of the packed file, and so it says."""
+    model, report = file.manifest.model, measure(file)
+    grids = ", ".join(report.code_counts) or "none: a dense model"
+    facts = {
+        "parameters": f"{report.num_parameters:,}",
+        "grid of the projections": grids,
+        "bits per projection weight, packed": f"{report.bits_per_weight:.3f}",
+        "packed file": f"{report.file_bytes:,} bytes, sha256 `{sha256(file.path)}`",
+        "weights here": f"{weights}, the packed file's levels times their scales",
+    }
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
+        f"# {model.name}",
+        "A language model packed by Trilith and written out in floats for transformers.",
+        _table(("what", "value"), facts),
+        f"## Activations\n\n{_activations(file)}",
+        f"## Measured\n\n{_measured(figures)}",
+        f"## Shape\n\n{_table(('key', 'value'), asdict(model))}",
+    ]
+    if file.manifest.provenance:
+        parts.append(f"## Provenance\n\n{_table(('key', 'value'), file.manifest.provenance)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _activations(file: PackedFile) -> str:
+    if file.manifest.activation_bits is None:
+        return "Floats, here as in the packed file."
+    return (
+        f"Floats here. The packed file computes with int{file.manifest.activation_bits} "
+        "activations, one scale a token, and the model was trained so: logits differ by what that "
+        "rounding does."
+    )
+
+
+def _measured(figures: Figures | None) -> str:
+    if not figures:
+        return "Nothing was measured, or no measurements were given to the export."
+    named = {_WORDS[key]: f"{value:,.4g}" for key, value in figures.items()}
+    return f"On the packed file, by `evaluate`:\n\n{_table(('figure', 'value'), named)}"
+
+
+def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()])
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,179 @@
+"""The evolution at toy size: fits before the first step, phases without steps, packed answers."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.conftest import RECIPE, TRAIN
+
+from trilith.evolution import (
+    AnswerRows,
+    Instruction,
+    Marks,
+    encode_instructions,
+    fit_to_grid,
+    pack_instructions,
+)
+from trilith.files import read_json
+from trilith.model import Checkpoint, ModelConfig, Transformer, build_model, load_checkpoint
+from trilith.quant import QuantConfig
+from trilith.tokens import Tokenizer, TokenizerConfig, train_tokenizer
+from trilith.tokens.shards import open_split, write_manifest, write_shard
+from trilith.training.batches import TokenWindows, shift
+from trilith.training.evolve import EvolveInputs, evolve
+from trilith.training.evolve_config import EvolveConfig, Phase
+from trilith.training.fit import RunPlace
+from trilith.training.module import cross_entropy
+
+MARKS = Marks(bos=1, user=4, assistant=5, end=6, pad=3)
+FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
+ABSMEAN = QuantConfig("ternary", "absmean", "tensor", None, 8)
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def tokens_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of random words."""
+    folder = tmp_path_factory.mktemp("tokens")
+    rng = random.Random(0)
+    words = ["".join(rng.sample("abcdefg", 4)) for _ in range(120)]
+    texts = [" ".join(rng.choices(words, k=30)) for _ in range(60)]
+    tokenizer = train_tokenizer(texts, TokenizerConfig(400, 1.0, 8, (), 10_000_000, 1))
+    splits = {
+        split: write_shard(
+            folder,
+            split=split,
+            batches=[[tokenizer.encode(text) for text in texts]],
+            num_bytes=sum(map(len, texts)),
+            vocab_size=tokenizer.vocab_size,
+            marks=(tokenizer.bos_id, tokenizer.eos_id),
+        )
+        for split in ("train", "validation")
+    }
+    write_manifest(folder, tokenizer=tokenizer, splits=splits)
+    return folder
+
+
+def answers(tokens_dir: Path, encode: Any) -> AnswerRows:
+    """Rows of short instructions."""
+    tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
+    instructions = [Instruction("ab" * (n % 5), "cd" * (n % 3 + 1), "x") for n in range(30)]
+    return encode(instructions, encoder=tokenizer, marks=MARKS, length=LENGTH)
+
+
+def twin(tokens_dir: Path, toy: ModelConfig) -> Checkpoint:
+    shard = open_split(tokens_dir, "train")
+    torch.manual_seed(0)
+    model = build_model(replace(toy, vocab_size=shard.vocab_size), None).eval()
+    seen = {"num_tokens_seen": 0, "num_steps": 0}
+    return Checkpoint(model, None, shard.tokenizer_sha256, seen)
+
+
+def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
+    options: dict[str, Any] = {
+        "recipe": replace(RECIPE, warmup_steps=1),
+        "answer_rows": 2,
+        "answer_length": LENGTH,
+        "answer_packing": "none",
+        "fit": "plain",
+        "calibration_windows": 4,
+        "kl_weight": 1.0,
+    }
+    return EvolveConfig(phases=phases, **options | changes)
+
+
+def run(inputs: EvolveInputs, options: EvolveConfig, place: RunPlace, out: Path) -> dict[str, Any]:
+    train = replace(TRAIN, validation_batches=2)
+    return evolve(inputs, config=options, train=train, out_dir=out, place=place)
+
+
+def test_a_phase_starts_from_its_fit_and_reports_what_each_projection_loses(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, pack_instructions)
+    inputs = EvolveInputs(dense, tokens_dir, rows, rows, "CC BY-NC 4.0")
+    options = config({"ternary": Phase(FITTED, 2)}, fit="gptq", answer_packing="best_fit")
+    metrics = run(inputs, options, place, tmp_path / "out")
+    tokens = open_split(tokens_dir, "train").tokens
+    windows = TokenWindows(tokens, context=TRAIN.context, batch_size=4, seed=place.seed)
+    fitted = fit_to_grid(dense.model, FITTED, method="gptq", windows_NT=windows.batch(0).inputs_BT)
+    assert len(fitted.output_errors) == 4 * toy.num_layers
+    for name, error in fitted.output_errors.items():
+        assert metrics[f"evolved_ternary/fit/output_error/{name}"] == pytest.approx(error)
+    assert (metrics["answers/train"], metrics["answers/num_rows"]) == (30, len(rows.tokens))
+    assert len(rows.tokens) < 30
+    evolved = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve").provenance
+    assert evolved["instructions_licence"] == "CC BY-NC 4.0"
+    assert evolved["num_answers_seen"] == 2 * 2 * 30 // len(rows.tokens)
+
+
+def test_a_phase_of_no_steps_is_the_fit_alone(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    none = rows._replace(tokens=rows.tokens[:0], answer_mask=rows.answer_mask[:0])
+    inputs = EvolveInputs(dense, tokens_dir, rows, none)
+    metrics = run(inputs, config({"ternary": Phase(FITTED, 0)}), place, tmp_path / "out")
+    windows = TokenWindows(
+        open_split(tokens_dir, "train").tokens, context=TRAIN.context, batch_size=4, seed=0
+    )
+    calibration = windows.batch(0).inputs_BT
+    fitted = fit_to_grid(dense.model, FITTED, method="plain", windows_NT=calibration).model
+    made = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve")
+    for name, tensor in fitted.state_dict().items():
+        assert torch.equal(tensor, made.model.state_dict()[name]), name
+    held_out = TokenWindows(
+        open_split(tokens_dir, "validation").tokens, context=TRAIN.context, batch_size=4, seed=0
+    )
+    for name, model in (("evolved_ternary", made.model), ("dense_continued_ternary", dense.model)):
+        expected = mean_loss(model, [held_out.batch(0), held_out.batch(1)])
+        assert metrics[f"{name}/validation/loss_nats"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["evolved_ternary/answers/train_loss_nats"] > 0
+    assert "evolved_ternary/answers/validation_loss_nats" not in metrics
+    assert "instructions_licence" not in made.provenance
+    assert read_json(place.metrics_dir / "curves/evolved_ternary/metrics.json", made_by="test")
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, batches: list[Any]) -> float:
+    losses = [float(cross_entropy(model.eval()(batch.inputs_BT), batch)) for batch in batches]
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def test_packed_answers_have_the_loss_that_they_have_alone(
+    tokens_dir: Path, toy: ModelConfig
+) -> None:
+    model = twin(tokens_dir, toy).model
+    losses = []
+    for encode in (encode_instructions, pack_instructions):
+        rows = answers(tokens_dir, encode)
+        batch = shift(rows.tokens, rows.answer_mask, rows.segments)
+        losses.append(cross_entropy(model(batch.inputs_BT, segments_BT=batch.segments_BT), batch))
+    # The same sum in another order.
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fit": "magic"}, "fit='magic' is not known; choose plain, weighted or gptq"),
+        ({"calibration_windows": 0}, "calibration_windows=0 must be at least 1"),
+        ({"answer_packing": "tight"}, "answer_packing='tight' is not known; choose none or"),
+        ({"fit": "weighted", "phases": {"t": Phase(ABSMEAN, 2)}}, "phases.t.quant.scale_rule=absm"),
+        ({"phases": {}}, "phases is empty"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(**{"phases": {"ternary": Phase(FITTED, 2)}} | changes)
+
+
+def test_negative_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_steps=-1 must not be negative"):
+        Phase(FITTED, -1)
