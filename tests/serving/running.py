@@ -78,11 +78,16 @@ def receive(connection: http.client.HTTPConnection) -> Answer:
 
 @contextmanager
 def running(
-    engine: Engine, tokenizer: Tokenizer, *, limits: Limits = LIMITS, num_running: int = 4
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    limits: Limits = LIMITS,
+    num_running: int = 4,
+    context: int = CONTEXT,
 ) -> Iterator[Running]:
     """Serve a model named toy; the end is that of a server that is told to stop."""
     turns = TurnTaker(engine, tokenizer, num_running=num_running)
-    served = Served(engine, tokenizer, "toy", CONTEXT)
+    served = Served(engine, tokenizer, "toy", context)
     with open_socket("127.0.0.1", 0) as listener:
         server = make_server(build_app(served, turns=turns, limits=limits), grace_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -122,15 +122,14 @@ def test_an_answer_ends_before_a_stop_string(server: Running, is_stream: bool) -
 
 
 def test_an_answer_may_fill_the_context_to_its_last_token(
-    server: Running, tokenizer: Tokenizer
+    engine: Engine, tokenizer: Tokenizer
 ) -> None:
-    ids = [1] * (CONTEXT - 4)
-    asked = GREEDY | {"prompt": ids}
-    assert server.post("completions", asked | {"max_tokens": 5}).status == 200
-    # Without a number, 16 tokens are cut to what is left.
-    body = server.post("completions", asked).json()
-    assert body["usage"]["completion_tokens"] <= 5
-    assert server.post("completions", asked | {"max_tokens": 6}).status == 400
+    asked = GREEDY | {"prompt": [1] * 96}
+    with running(engine, tokenizer, context=100) as small:
+        assert small.post("completions", asked | {"max_tokens": 5}).status == 200
+        # Without a number, 16 tokens are cut to what is left.
+        assert small.post("completions", asked).json()["usage"]["completion_tokens"] <= 5
+        assert small.post("completions", asked | {"max_tokens": 6}).status == 400
 
 
 CHAT_ERRORS: list[tuple[dict[str, Any], str, str]] = [
