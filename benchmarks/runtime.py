@@ -12,7 +12,7 @@ import platform
 from pathlib import Path
 from statistics import median
 
-from trilith.evaluation import EvaluateConfig, measure_speed
+from trilith.evaluation import SpeedConfig, measure_speed
 from trilith.hardware import device_name, prepare_cpu
 from trilith.runtime import Engine
 
@@ -28,14 +28,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     prepare_cpu(options.threads)
-    once = EvaluateConfig(
-        prompt_tokens=options.prompt_tokens,
-        decode_tokens=options.decode_tokens,
-        repeats=1,
-        sample_tokens=1,
-        sample_temperature=0.0,
-        prompts=[],
-    )
+    once = SpeedConfig(options.prompt_tokens, options.decode_tokens, repeats=1, batch_size=1)
     engines = {path.stem: Engine.load(path) for path in options.files}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for _ in range(options.repeats):

@@ -1,7 +1,6 @@
 """`trilith generate`, from arguments to text, errors and exit codes."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -9,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cli.program import PROGRAM, environment
 
 from trilith.cli import main
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig
 from trilith.tokens import Tokenizer
 
 Capture = pytest.CaptureFixture[str]
-PROGRAM = [sys.executable, "-c", "import sys; from trilith.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture(autouse=True)
@@ -116,17 +115,12 @@ def test_wrong_usage_exits_with_2(capsys: Capture, arguments: list[str]) -> None
     assert "usage: trilith" in capsys.readouterr().err
 
 
-def _environment() -> dict[str, str]:
-    source = Path(__file__).resolve().parents[2] / "src"
-    return os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-
-
 def test_ctrl_c_exits_with_130_and_without_a_traceback(packed_file: Path) -> None:
     # The prompt comes from a pipe that stays open, so the program waits in the command itself,
     # once torch is imported, which takes seconds on a busy machine.
     command = [*PROGRAM, "generate", str(packed_file), "--prompt", "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=_environment(), **pipes) as process:
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=6)
         process.send_signal(signal.SIGINT)
@@ -138,7 +132,7 @@ def test_ctrl_c_exits_with_130_and_without_a_traceback(packed_file: Path) -> Non
 def test_a_reader_that_leaves_is_no_traceback(packed_file: Path) -> None:
     command = [*PROGRAM, "generate", str(packed_file), "--max-new-tokens", "60"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=_environment(), **pipes) as process:
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == 1

@@ -34,10 +34,15 @@ def _kept(logits_BV: Tensor) -> list[list[int]]:
     [
         ({"temperature": -0.1}, "temperature=-0.1"),
         ({"temperature": math.nan}, "temperature=nan"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"temperature": 1e-50}, "temperature=1e-50"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 0.0}, r"top_p=0\.0"),
         ({"top_p": 1.1}, r"top_p=1\.1"),
         ({"repetition_penalty": 0.0}, r"repetition_penalty=0\.0"),
+        ({"repetition_penalty": 1e300}, r"repetition_penalty=1e\+300"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
+        ({"seed": -(2**63) - 1}, "seed=-9223372036854775809"),
         ({"temperature": 0.0, "top_k": 5}, "top_k=5 .*have no effect"),
         ({"temperature": 0.0, "top_p": 0.5}, r"top_p=0\.5 have no effect"),
     ],
@@ -122,6 +127,15 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 def test_a_tiny_temperature_takes_the_largest_logit() -> None:
     sampler = _sampler(temperature=1e-30)
     assert sampler.draw(LOGITS * 1e4, seen_BS=NOTHING_SEEN).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+@pytest.mark.parametrize("temperature", [1e-30, 1.0, 1e300])
+def test_the_most_extreme_settings_still_draw(temperature: float, penalty: float) -> None:
+    for seed in (-(2**63), 0, 2**64 - 1):
+        sampler = _sampler(temperature=temperature, repetition_penalty=penalty, seed=seed)
+        drawn = sampler.draw(LOGITS * 100, seen_BS=torch.tensor([[0, 1], [0, 4]]))
+        assert all(0 <= token < 5 for token in drawn.tolist())
 
 
 def test_draws_never_leave_what_is_kept() -> None:

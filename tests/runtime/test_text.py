@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from trilith.runtime import until_stop_string
+from trilith.runtime import StopCutter, until_stop_string
 
 
 def _splits(text: str) -> list[list[str]]:
@@ -54,3 +54,16 @@ def test_nothing_is_drawn_after_a_stop_string() -> None:
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="stop string is empty"):
         until_stop_string(["a"], stop_strings=[""])
+
+
+def test_a_cutter_hands_on_what_is_certain_and_says_when_it_cut() -> None:
+    cutter = StopCutter(["<end>"])
+    assert [cutter.push(piece) for piece in ("ab<", "en", "x<e")] == ["ab", "", "<enx"]
+    assert not cutter.has_cut
+    assert (cutter.push("nd>more"), cutter.has_cut, cutter.flush()) == ("", True, "")
+
+
+def test_a_text_that_ends_inside_a_stop_string_keeps_its_end() -> None:
+    cutter = StopCutter(["<end>"])
+    assert cutter.push("ab<en") + cutter.flush() == "ab<en"
+    assert not cutter.has_cut

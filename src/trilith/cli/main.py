@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from trilith import __version__
-from trilith.cli import doctor, exporting, generate, importing, info, memory, packing, verify
+from trilith.cli import (
+    bench,
+    chat,
+    doctor,
+    exporting,
+    generate,
+    importing,
+    info,
+    memory,
+    packing,
+    serve,
+    verify,
+)
 
 INTERRUPTED = 130
 
@@ -34,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate.add_parser(commands)
+    chat.add_parser(commands)
+    serve.add_parser(commands)
+    bench.add_parser(commands)
     info.add_parser(commands)
     memory.add_parser(commands)
     importing.add_parser(commands)

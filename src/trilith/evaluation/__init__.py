@@ -9,12 +9,13 @@ from trilith.evaluation.quality import (
     score_answers,
     score_text,
 )
-from trilith.evaluation.speed import Speed, measure_speed
+from trilith.evaluation.speed import Speed, SpeedConfig, measure_speed
 
 __all__ = [
     "EvaluateConfig",
     "HeldOut",
     "Speed",
+    "SpeedConfig",
     "TextQuality",
     "bits_per_byte",
     "evaluate_models",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from trilith.evaluation.config import EvaluateConfig
 from trilith.evaluation.quality import HeldOut, bits_per_byte, score_answers, score_text
-from trilith.evaluation.speed import measure_speed
+from trilith.evaluation.speed import SpeedConfig, measure_speed
 from trilith.evolution import AnswerRows
 from trilith.files import require
 from trilith.model import Transformer
@@ -120,7 +120,9 @@ def _measure(file: PackedFile, reference: Transformer, test: TestSet) -> dict[st
     engine = Engine(build_packed_model(file), file=file)
     quality = score_text(engine.model, reference=reference, held_out=test.held_out, name=name)
     report = measure(file)
-    speed = measure_speed(engine, test.config)
+    config = test.config
+    timed = SpeedConfig(config.prompt_tokens, config.decode_tokens, config.repeats, batch_size=1)
+    speed = measure_speed(engine, timed)
     provenance = file.manifest.provenance
     return {
         "loss_nats": quality.loss_nats,

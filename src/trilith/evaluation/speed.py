@@ -1,24 +1,39 @@
-"""Speed of a packed model: tokens per second of prefill and of decoding, batch 1."""
+"""Speed of a packed model: tokens per second of prefill and of decoding."""
 
 import time
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
-from trilith.evaluation.config import EvaluateConfig
 from trilith.runtime import Engine
 
 
+@dataclass(frozen=True)
+class SpeedConfig:
+    """What is timed: `batch_size` prompts at once and their continuations, `repeats` times."""
+
+    prompt_tokens: int
+    decode_tokens: int
+    repeats: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for key in ("prompt_tokens", "decode_tokens", "repeats", "batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+
+
 class Speed(NamedTuple):
-    """Medians of the repeats."""
+    """Medians of the repeats, over the tokens of all sequences."""
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
 
 
-def measure_speed(engine: Engine, config: EvaluateConfig) -> Speed:
-    """Time a prompt and a greedy continuation of the configured lengths, after one warm-up.
+def measure_speed(engine: Engine, config: SpeedConfig) -> Speed:
+    """Time prompts and greedy continuations of the configured lengths, after one warm-up.
 
     Raises:
         ValueError: prompt and continuation do not fit the model's context.
@@ -27,19 +42,24 @@ def measure_speed(engine: Engine, config: EvaluateConfig) -> Speed:
     context = engine.config.context
     if total > context:
         raise ValueError(
-            f"evaluate.prompt_tokens={config.prompt_tokens} and decode_tokens="
-            f"{config.decode_tokens} exceed model.context={context}; lower them"
+            f"prompt_tokens={config.prompt_tokens} and decode_tokens={config.decode_tokens} "
+            f"exceed the context of {context} tokens of model {engine.config.name}; lower them"
         )
-    prompt_BT = torch.arange(config.prompt_tokens)[None] % engine.config.vocab_size
+    prompt_T = torch.arange(config.prompt_tokens) % engine.config.vocab_size
+    prompt_BT = prompt_T.expand(config.batch_size, -1).contiguous()
     _time_once(engine, prompt_BT, config.decode_tokens)
     samples = [_time_once(engine, prompt_BT, config.decode_tokens) for _ in range(config.repeats)]
     prefill_s = median(sample[0] for sample in samples)
     decode_s = median(sample[1] for sample in samples)
-    return Speed(config.prompt_tokens / prefill_s, config.decode_tokens / decode_s)
+    return Speed(
+        config.batch_size * config.prompt_tokens / prefill_s,
+        config.batch_size * config.decode_tokens / decode_s,
+    )
 
 
 def _time_once(engine: Engine, prompt_BT: torch.Tensor, num_new: int) -> tuple[float, float]:
-    cache = engine.new_cache(batch_size=1, capacity=prompt_BT.shape[1] + num_new)
+    num_sequences, num_prompt = prompt_BT.shape
+    cache = engine.new_cache(batch_size=num_sequences, capacity=num_prompt + num_new)
     start = time.perf_counter()
     token_B = engine.prefill(prompt_BT, cache=cache).argmax(-1)
     prefilled = time.perf_counter()

@@ -11,7 +11,13 @@ from trilith.runtime.memory import (
     plan_inference,
 )
 from trilith.runtime.sampling import Sampler, SamplingConfig
-from trilith.runtime.text import TextDecoder, TextTokenizer, stream_text, until_stop_string
+from trilith.runtime.text import (
+    StopCutter,
+    TextDecoder,
+    TextTokenizer,
+    stream_text,
+    until_stop_string,
+)
 
 __all__ = [
     "Engine",
@@ -21,6 +27,7 @@ __all__ = [
     "Kernel",
     "Sampler",
     "SamplingConfig",
+    "StopCutter",
     "TextDecoder",
     "TextTokenizer",
     "cache_bits",

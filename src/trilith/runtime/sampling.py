@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Beyond these float32 logits lose their order, or become NaN.
+_LEAST_TEMPERATURE = 1e-30
+_LARGEST_PENALTY = 1e6
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -16,7 +20,7 @@ class SamplingConfig:
         top_p: only the most likely tokens up to and with the one that crosses this probability, or
             None for all.
         repetition_penalty: makes tokens seen before less likely; 1 has no effect.
-        seed: of the draws.
+        seed: of the draws, -2^63 to 2^64 - 1.
     """
 
     temperature: float
@@ -26,14 +30,22 @@ class SamplingConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be 0 or more, and finite")
+        if self.temperature != 0 and not _LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature={self.temperature} must be 0, or finite and at least "
+                f"{_LEAST_TEMPERATURE}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1; leave it out to keep all")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be positive")
+        if not 1 / _LARGEST_PENALTY <= self.repetition_penalty <= _LARGEST_PENALTY:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must be in "
+                f"{1 / _LARGEST_PENALTY}..{_LARGEST_PENALTY}; 1 has no effect"
+            )
+        if self.seed not in range(-(2**63), 2**64):
+            raise ValueError(f"seed={self.seed} must be in -2^63..2^64-1")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError(
                 f"temperature=0 takes the most likely token, so top_k={self.top_k} and "

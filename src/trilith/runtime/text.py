@@ -26,6 +26,37 @@ class TextDecoder(Protocol):
         """Return what is left."""
 
 
+class StopCutter:
+    """Ends a text that comes in pieces before the first of some stop strings.
+
+    Attributes:
+        has_cut: True once a stop string was found; nothing is to be pushed after that.
+    """
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        if "" in stop_strings:
+            raise ValueError("a stop string is empty; leave it out")
+        self.has_cut = False
+        self._stop_strings = tuple(stop_strings)
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Take a piece; return the text that is certain now."""
+        held = self._held + piece
+        found = [at for stop in self._stop_strings if (at := held.find(stop)) >= 0]
+        self.has_cut = bool(found)
+        # Keep back what may be the beginning of a stop string.
+        overlaps = (_overlap(held, stop) for stop in self._stop_strings)
+        num_safe = min(found) if found else len(held) - max(overlaps, default=0)
+        self._held = "" if found else held[num_safe:]
+        return held[:num_safe]
+
+    def flush(self) -> str:
+        """End the text: return what was kept back."""
+        held, self._held = self._held, ""
+        return held
+
+
 def stream_text(
     engine: Engine,
     *,
@@ -52,9 +83,7 @@ def stream_text(
 
 def until_stop_string(pieces: Iterable[str], *, stop_strings: Sequence[str]) -> Iterator[str]:
     """Hand on pieces of text up to the first stop string, even one spread over several pieces."""
-    if "" in stop_strings:
-        raise ValueError("a stop string is empty; leave it out")
-    return _cut(pieces, stop_strings=stop_strings)
+    return _cut(pieces, cutter=StopCutter(stop_strings))
 
 
 def _decoded(tokens: Iterable[int], *, decoder: TextDecoder) -> Iterator[str]:
@@ -65,22 +94,14 @@ def _decoded(tokens: Iterable[int], *, decoder: TextDecoder) -> Iterator[str]:
         yield rest
 
 
-def _cut(pieces: Iterable[str], *, stop_strings: Sequence[str]) -> Iterator[str]:
-    held = ""
+def _cut(pieces: Iterable[str], *, cutter: StopCutter) -> Iterator[str]:
     for piece in pieces:
-        held += piece
-        found = [at for stop in stop_strings if (at := held.find(stop)) >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
+        if text := cutter.push(piece):
+            yield text
+        if cutter.has_cut:
             return
-        # Keep back what may be the beginning of a stop string.
-        num_safe = len(held) - max((_overlap(held, stop) for stop in stop_strings), default=0)
-        if num_safe:
-            yield held[:num_safe]
-            held = held[num_safe:]
-    if held:
-        yield held
+    if rest := cutter.flush():
+        yield rest
 
 
 def _overlap(text: str, stop: str) -> int:

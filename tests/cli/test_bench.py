@@ -1,0 +1,53 @@
+"""`trilith bench`: every combination is measured and named; what cannot run is an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trilith.cli import main
+
+Capture = pytest.CaptureFixture[str]
+QUICK = ["--decode-tokens", "3", "--repeats", "2"]
+
+
+def test_every_combination_is_a_row_of_table_and_json(
+    capsys: Capture, packed_file: Path, tmp_path: Path
+) -> None:
+    threads_before = torch.get_num_threads()
+    combined = ["--prompt-tokens", "5", "9", "--batch", "1", "3", "--threads", "1"]
+    path = tmp_path / "speed.json"
+    assert main(["bench", str(packed_file), *QUICK, *combined, "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    content = json.loads(path.read_text())
+    found = [(row["threads"], row["batch_size"], row["prompt_tokens"]) for row in content["rows"]]
+    assert found == [(1, 1, 5), (1, 1, 9), (1, 3, 5), (1, 3, 9)]
+    for row, line in zip(content["rows"], lines[1:5], strict=True):
+        assert (row["decode_tokens"], row["repeats"]) == (3, 2)
+        speeds = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
+        assert min(speeds) > 0
+        counts = [str(row[key]) for key in ("threads", "batch_size", "prompt_tokens")]
+        assert line.split() == [*counts, "3", *(f"{speed:,.1f}" for speed in speeds)]
+    assert content["model"] == {"file": "toy.safetensors", "file_bytes": packed_file.stat().st_size}
+    assert content["hardware"]["device"] in lines[-1]
+    assert torch.get_num_threads() == threads_before
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--prompt-tokens", "62"], "exceed the context of 64 tokens of model toy"),
+        (["--prompt-tokens", "5", "0"], "prompt_tokens=0"),
+        (["--batch", "0"], "batch_size=0"),
+        (["--threads", "2", "0"], "--threads=0"),
+        (["--repeats", "0"], "repeats=0"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    capsys: Capture, packed_file: Path, options: list[str], text: str
+) -> None:
+    assert main(["bench", str(packed_file), *QUICK, *options]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert text in captured.err

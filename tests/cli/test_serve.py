@@ -1,0 +1,71 @@
+"""`trilith serve` as a program: it answers, ends at Ctrl-C, and says what it lacks."""
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.program import PROGRAM, environment
+
+from trilith.cli import main
+
+Capture = pytest.CaptureFixture[str]
+# Far beyond any wait of a busy machine.
+PATIENCE_S = 120
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_stop(packed_file: Path, end: signal.Signals) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    command = [*PROGRAM, "serve", str(packed_file), "--port", "0", "--context", "20"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
+        line = process.stdout.readline().decode()
+        assert line.startswith("toy at http://127.0.0.1:")
+        port = int(line.partition("/v1")[0].rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        body = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body).encode())
+        usage = json.loads(connection.getresponse().read())["usage"]
+        assert usage["total_tokens"] <= 21
+        connection.close()
+        process.send_signal(end)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[end]
+    assert (out, err) == (b"", b"")
+
+
+def test_without_the_extra_it_says_what_to_install(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.delitem(sys.modules, "starlette.applications", raising=False)
+    monkeypatch.delitem(sys.modules, "trilith.serving.app", raising=False)
+    assert main(["serve", str(packed_file)]) == 1
+    err = capsys.readouterr().err
+    assert "pip install 'trilith[serve]'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--context", "65"], "--context=65 must be in 1..64"),
+        (["--running", "0"], "0 requests at once"),
+        (["--waiting", "-1"], "--waiting=-1"),
+        (["--max-body-bytes", "0"], "body_bytes=0"),
+        (["--time-limit", "nan"], "time_s=nan"),
+        (["--threads", "0"], "--threads=0"),
+        (["--port", "70000"], "port 70000"),
+        (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    capsys: Capture, packed_file: Path, options: list[str], text: str
+) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    assert main(["serve", str(packed_file), "--port", "0", *options]) == 1
+    err = capsys.readouterr().err
+    assert text in err and err.count("\n") == 1
