@@ -106,6 +106,8 @@ def _arms(on_gpu: bool) -> Iterator[Arm]:
 def _measure(
     name: str, arms: list[Arm], options: argparse.Namespace, device: torch.device
 ) -> Iterator[dict[str, Any]]:
+    # Variants of a block add up to a limit, beyond which the compiler gives up without a word.
+    torch.compiler.reset()
     shape = ModelConfig(
         **_yaml(f"model/{name}") | {"vocab_size": options.vocab_size, "context": options.context}
     )
