@@ -63,7 +63,7 @@ def test_every_validation_is_that_of_the_model_at_its_step(
     fit(model, plan=plan, config=TRAIN, place=place)
     losses = []
     for position in range(TRAIN.validation_batches):
-        inputs, targets = plan.validation.batch(position)
+        inputs, targets, _ = plan.validation.batch(position)
         losses.append(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()))
     first, last = rows(place.metrics_dir / "validation.csv")
     expected = float(torch.stack(losses).detach().mean())
