@@ -66,13 +66,7 @@ def load_answers(
     """
     config = stage.section("instructions", InstructionConfig)
     tokenizer = Tokenizer.load(tokens_dir / "tokenizer.model")
-    marks = Marks(
-        bos=tokenizer.bos_id,
-        user=tokenizer.user_id,
-        assistant=tokenizer.assistant_id,
-        end=tokenizer.end_id,
-        pad=tokenizer.pad_id,
-    )
+    marks = Marks.of(tokenizer)
     if config.kind == "corpus":
         found = _from_corpus(stage.input("corpus"), split)
     else:

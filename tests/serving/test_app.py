@@ -10,8 +10,9 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from tests.serving.running import CONTEXT, LIMITS, Running, running
 
+from trilith.evolution import Turn
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig
-from trilith.serving import Exchange, chat_prompt
+from trilith.serving import chat_prompt
 from trilith.tokens import Tokenizer
 
 GREEDY: dict[str, Any] = {"model": "toy", "temperature": 0}
@@ -69,7 +70,7 @@ def test_a_chat_answers_the_whole_conversation(
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": parts},
     ]
-    earlier = [Exchange("be brief\n\na", "b")]
+    earlier = [Turn("be brief\n\na", "b")]
     ids = chat_prompt("cd", earlier=earlier, tokenizer=tokenizer)
     body = server.post("chat/completions", GREEDY | {"messages": messages, "max_tokens": 9}).json()
     assert body["object"] == "chat.completion"

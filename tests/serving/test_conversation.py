@@ -2,7 +2,8 @@
 
 import pytest
 
-from trilith.serving import Conversation, Exchange, chat_prompt, chat_stop_ids
+from trilith.evolution import Turn
+from trilith.serving import Conversation, chat_prompt, chat_stop_ids
 from trilith.tokens import Tokenizer
 
 BOS, EOS, USER, ASSISTANT, END = 1, 2, 4, 5, 6
@@ -29,7 +30,7 @@ def _by_hand(tokenizer: Tokenizer, *texts: str) -> list[int]:
 )
 def test_the_template_is_that_of_training(tokenizer: Tokenizer, texts: tuple[str, ...]) -> None:
     *spoken, prompt = texts
-    earlier = [Exchange(*pair) for pair in zip(spoken[::2], spoken[1::2], strict=True)]
+    earlier = [Turn(*pair) for pair in zip(spoken[::2], spoken[1::2], strict=True)]
     found = chat_prompt(prompt, earlier=earlier, tokenizer=tokenizer)
     assert found == _by_hand(tokenizer, *texts)
 

@@ -7,11 +7,12 @@ boundary whatever the texts are.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
 from trilith.evolution.instructions import Instruction, Turn
+from trilith.tokens import Tokenizer
 
 # The marks beside prompt and response: bos, user, assistant.
 _NUM_MARKS = 3
@@ -25,6 +26,17 @@ class Marks(NamedTuple):
     assistant: int
     end: int
     pad: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Return those of a tokenizer."""
+        return cls(
+            bos=tokenizer.bos_id,
+            user=tokenizer.user_id,
+            assistant=tokenizer.assistant_id,
+            end=tokenizer.end_id,
+            pad=tokenizer.pad_id,
+        )
 
 
 class Encoder(Protocol):

@@ -35,10 +35,10 @@ _GEOMETRY: dict[Layout, _Geometry] = {
 BLOCK = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
 MAX_INPUTS = 2**19
+# Digits of base 3 are added where they are: 256 * 2 * 127 * I in int32.
+MAX_BASE3_INPUTS = 2**15
 # A quarter as many bytes are about what the last cache of a processor holds.
 CACHED_WEIGHTS = 2**27
-# The same, times 256, for digits of base 3 that are added where they are.
-MAX_BASE3_INPUTS = 2**15
 MAX_OFFSET = 16
 # Places in the table of levels: 4 bits name one.
 NUM_LEVELS = 16

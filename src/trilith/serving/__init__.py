@@ -5,12 +5,11 @@ Importing this package needs no web framework; `serving.app` and `serving.server
 
 from trilith.serving.conversation import Conversation, Fitted
 from trilith.serving.pieces import FinishReason, Order, Piece, run_order
-from trilith.serving.template import Exchange, chat_prompt, chat_stop_ids
+from trilith.serving.template import chat_prompt, chat_stop_ids
 from trilith.serving.turns import Failed, Ticket, TurnTaker
 
 __all__ = [
     "Conversation",
-    "Exchange",
     "Failed",
     "FinishReason",
     "Fitted",

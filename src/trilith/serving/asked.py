@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from trilith.evolution import Turn
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig
 from trilith.serving.pieces import Order
-from trilith.serving.template import Exchange, chat_prompt, chat_stop_ids
+from trilith.serving.template import chat_prompt, chat_stop_ids
 from trilith.tokens import Tokenizer
 
 # Tokens of a completion that does not say, as OpenAI has it; a chat answer may fill the context.
@@ -194,7 +195,7 @@ def _completion_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
     return prompt
 
 
-def _exchanges(messages: Any) -> list[Exchange]:
+def _exchanges(messages: Any) -> list[Turn]:
     """The turns of a chat, the last one without an answer; a system message joins the first."""
     if not isinstance(messages, list) or not messages:
         _refuse("messages", "messages must be a list with at least one message")
@@ -212,7 +213,7 @@ def _exchanges(messages: Any) -> list[Exchange]:
         _refuse("messages", "a message of the user is empty; give at least one character")
     if system:
         texts[0] = f"{system}\n\n{texts[0]}"
-    return [Exchange(*pair) for pair in zip(texts[::2], [*texts[1::2], ""], strict=True)]
+    return [Turn(*pair) for pair in zip(texts[::2], [*texts[1::2], ""], strict=True)]
 
 
 class _Message(NamedTuple):

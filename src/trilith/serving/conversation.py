@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from trilith.serving.template import Exchange, chat_prompt
+from trilith.evolution import Turn
+from trilith.serving.template import chat_prompt
 from trilith.tokens import Tokenizer
 
 
@@ -17,7 +18,7 @@ class Fitted(NamedTuple):
 
     prompt_ids: list[int]
     room: int
-    dropped: list[Exchange]
+    dropped: list[Turn]
 
 
 class Conversation:
@@ -26,7 +27,7 @@ class Conversation:
     def __init__(self, tokenizer: Tokenizer, *, context: int) -> None:
         self.tokenizer = tokenizer
         self.context = context
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[Turn] = []
 
     def fit(self, prompt: str, *, wanted: int) -> Fitted:
         """Lay out a new prompt; drop the oldest exchanges until `wanted` tokens of answer fit.
@@ -52,7 +53,7 @@ class Conversation:
 
     def add(self, prompt: str, response: str) -> None:
         """Keep an exchange."""
-        self.exchanges.append(Exchange(prompt, response))
+        self.exchanges.append(Turn(prompt, response))
 
     def reset(self) -> None:
         """Forget all exchanges."""
