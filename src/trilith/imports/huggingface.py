@@ -1,4 +1,4 @@
-"""Hugging Face folders of the Llama family: config.json, safetensors, a SentencePiece tokenizer.
+"""Hugging Face folders of the Llama family: config.json, safetensors, a tokenizer.
 
 The reference for which of them our model can hold exactly; all others are refused.
 """
@@ -13,16 +13,10 @@ from trilith.files import read_json
 from trilith.imports.layers import LayerWeights, fuse
 from trilith.imports.licence import licence_beside
 from trilith.imports.shards import Shards, open_shards, read_tensor
-from trilith.imports.source import (
-    Source,
-    State,
-    fresh_provenance,
-    plain_name,
-    require_tokenizer_size,
-)
+from trilith.imports.source import Source, State, fresh_provenance, plain_name
+from trilith.imports.tokenizer_file import find_tokenizer_file, read_tokenizer
 from trilith.model import ModelConfig
 from trilith.model.config import MlpKind
-from trilith.tokens import Tokenizer
 
 # What each architecture does unless its config.json says otherwise, beside Llama's own ways.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -57,7 +51,8 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
 
     Args:
         folder: as `save_pretrained` writes it.
-        tokenizer: a SentencePiece model; None takes `tokenizer.model` of the folder.
+        tokenizer: a SentencePiece model or tokenizer.json; None takes the folder's, the first of
+            both where it has both.
 
     Raises:
         FileNotFoundError: weights or tokenizer are missing.
@@ -68,9 +63,9 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
     shards = open_shards(folder)
     shapes = _tensor_shapes(model)
     _check_tensors(shards, shapes)
-    content = _tokenizer_bytes(folder, tokenizer)
-    found = Tokenizer(content, origin=f"the tokenizer of {folder}")
-    require_tokenizer_size(found, rows=model.vocab_size, origin=folder)
+    found = read_tokenizer(
+        tokenizer or find_tokenizer_file(folder), rows=model.vocab_size, model=folder
+    )
     return Source(
         kind="Hugging Face",
         path=folder,
@@ -78,7 +73,7 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
         quant=None,
         stored=" and ".join(sorted({_DTYPES[shards.dtypes[name]] for name in shapes})),
         weight_files=shards.files,
-        tokenizer=content,
+        tokenizer=found.model_bytes,
         tokenizer_sha256=found.sha256,
         provenance=fresh_provenance(model.name),
         licence=licence_beside(folder),
@@ -219,18 +214,6 @@ def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
 def _few(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "none"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
-
-
-def _tokenizer_bytes(folder: Path, given: Path | None) -> bytes:
-    path = given or folder / "tokenizer.model"
-    if path.is_file():
-        return path.read_bytes()
-    if (folder / "tokenizer.json").is_file():
-        raise ValueError(
-            f"{folder} has its tokenizer as tokenizer.json alone, which is not read; Trilith's "
-            "tokenizers are SentencePiece models: give one with --tokenizer"
-        )
-    raise FileNotFoundError(f"{path} does not exist; give the model's tokenizer with --tokenizer")
 
 
 def _read(shards: Shards, model: ModelConfig) -> State:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trilith.tokens.tokenizer import SPECIAL_IDS
+from trilith.tokens.marks import SPECIAL_IDS
 
 NUM_BYTE_PIECES = 256
 
