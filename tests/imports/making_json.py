@@ -1,4 +1,4 @@
-"""Folders whose tokenizer is a tokenizer.json alone, as the libraries of Hugging Face write them."""
+"""Folders with a tokenizer.json alone, as the libraries of Hugging Face write them."""
 
 import json
 from pathlib import Path
