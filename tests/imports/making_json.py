@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from tests.imports.making import TEXT
-
-transformers = pytest.importorskip("transformers", reason="the extra `export` is not installed")
-tokenizers = pytest.importorskip("tokenizers")
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 END, TURN = "<|endoftext|>", "<|im_end|>"
 # Llama 3's and Qwen 2's way to split a text before pieces are joined, digits one by one.
@@ -21,8 +20,6 @@ SPLIT = (
 
 def byte_level(*, normalizer: Any = None, num_pieces: int = 290) -> Any:
     """Train a byte-level BPE tokenizer as Qwen 2's, its marks after the pieces."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -45,8 +42,6 @@ def byte_level(*, normalizer: Any = None, num_pieces: int = 290) -> Any:
 
 def meta_space() -> Any:
     """Train a BPE tokenizer with U+2581 for spaces and byte fallback, as Llama 2's is written."""
-    from tokenizers import decoders, models, normalizers, trainers
-
     tokenizer = tokenizers.Tokenizer(
         models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
@@ -84,7 +79,11 @@ def write_tokenizer(folder: Path, tokenizer: Any, **named: str | None) -> None:
 
 
 def write_model(folder: Path, kind: str, **changes: Any) -> Any:
-    """Write a model of transformers with random weights, biases too; return it."""
+    """Write a model of transformers with random weights, biases too; return it.
+
+    Weights are of bfloat16, so that packed files of dense models keep them.
+    """
+    transformers = pytest.importorskip("transformers", reason="needs the extra `export`")
     shape = {
         "vocab_size": 320,
         "hidden_size": 24,
@@ -105,5 +104,6 @@ def write_model(folder: Path, kind: str, **changes: Any) -> Any:
         for name, weight in model.named_parameters():
             if not name.endswith("o_proj.bias"):
                 weight.add_(torch.randn_like(weight) * 0.3)
+            weight.copy_(weight.bfloat16())
     model.save_pretrained(folder)
     return model

@@ -89,6 +89,8 @@ def _layout(model: ModelConfig) -> Layout:
             "has sub_norm and a head of its own, and llama.cpp's bitnet takes the embedding for "
             "head; train with model.tied_head=true or model.sub_norm=false"
         )
+    if kind == "qkv_bias":
+        raise ValueError("has qkv_bias, which is not written to GGUF; export it to huggingface")
     return Layout(
         architecture=_ARCHITECTURES[kind],
         rope="pairs" if kind == "llama" else "halves",

@@ -41,6 +41,7 @@ _PIECES = {
 }
 _ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "llama"),
+    "qkv_bias": ("Qwen2ForCausalLM", "qwen2"),
     "qk_norm": ("Qwen3ForCausalLM", "qwen3"),
     "sub_norm": ("BitNetForCausalLM", "bitnet"),
 }
@@ -125,7 +126,7 @@ def _config(model: ModelConfig, marks: ExportedMarks) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "rope_theta": model.rope_theta,
         "rms_norm_eps": model.norm_eps,
-        "attention_bias": False,
+        "attention_bias": model.qkv_bias,
         "mlp_bias": False,
         "tie_word_embeddings": model.tied_head,
         **_ids(marks),
