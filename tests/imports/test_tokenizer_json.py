@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 from tests.imports.making import drawn, sentencepiece_model, write_huggingface
@@ -166,16 +168,18 @@ def test_a_tokenizer_model_comes_before_a_tokenizer_json(tmp_path: Path) -> None
     assert Tokenizer(source.tokenizer or b"").tokenizer_json is not None
 
 
-def test_both_kinds_go_through_the_stage_tokenize(
-    tmp_path: Path, write_documents: Callable[..., Path]
-) -> None:
+def test_it_goes_through_the_stage_tokenize(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(
         open_source(folder_with(tmp_path / "small", byte_level(), eos_token=END)).tokenizer or b""
     )
     splits = ("train", "validation", "test")
-    rows = [(f"{n:064x}", f"A red ball, number {n}.\n", splits[n % 3]) for n in range(9)]
-    documents = write_documents(tmp_path / "documents.parquet", rows)
+    rows = [
+        {"id": f"{n:064x}", "text": f"A red ball, number {n}.\n", "split": splits[n % 3]}
+        for n in range(9)
+    ]
+    documents = tmp_path / "documents.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), documents)
     config = TokenizerConfig(ROWS, None, None, None, None, 2, str(path))
     tokenize_corpus(config, documents=documents, out_dir=tmp_path / "tokens")
     shard = open_split(tmp_path / "tokens", "test")
