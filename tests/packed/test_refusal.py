@@ -42,6 +42,18 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         read_packed(tmp_path)
 
 
+def test_a_file_of_version_1_has_no_biases(pack: Any) -> None:
+    def make_older(envelope: Envelope, tensors: Tensors) -> None:
+        envelope["version"] = 1
+        del envelope["manifest"]["model"]["qkv_bias"]
+
+    packed = pack()
+    expected = load_model(packed.path)(torch.tensor([[1, 2, 3]]))
+    _rewrite(packed.path, make_older, sign=True)
+    assert not read_packed(packed.path).manifest.model.qkv_bias
+    assert torch.equal(load_model(packed.path)(torch.tensor([[1, 2, 3]])), expected)
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF" * 100, b"\x80\x04pickle", b"\0" * 500])
 def test_other_formats_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
