@@ -1,5 +1,6 @@
 """The plan of a packed model against its file, its tensors and what generating allocates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ KINDS: list[Kind] = [
     (shape("micro", 2048), None, DENSE),
     (TOY, TERNARY, PackConfig("bits2", "bf16")),
     (TOY, WEIGHTS_ALONE, SMALLEST),
+    (replace(TOY, name="biased", qkv_bias=True), TERNARY, SMALLEST),
 ]
 
 

@@ -1,7 +1,7 @@
 """The project folder around the current one, and what is composed from its conf/."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,11 @@ def _shape(section: Any, *, source: Path) -> "ModelConfig":
     from trilith.model import ModelConfig
 
     known = {field.name for field in fields(ModelConfig)}
+    needed = {field.name for field in fields(ModelConfig) if field.default is MISSING}
     found = set(section) if isinstance(section, dict) else set()
-    if found != known:
+    if not needed <= found <= known:
         raise ValueError(
-            f"section model of {source} lacks {sorted(known - found)} and has the unknown keys "
+            f"section model of {source} lacks {sorted(needed - found)} and has the unknown keys "
             f"{sorted(found - known)}"
         )
     return ModelConfig(**section)

@@ -1,5 +1,6 @@
 """The transformer as plain modules, its shape, its cache and its counts."""
 
+from trilith.model.bias import Bias
 from trilith.model.cache import KVCache
 from trilith.model.checkpoint import (
     Checkpoint,
@@ -21,6 +22,7 @@ from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
+    "Bias",
     "Checkpoint",
     "KVCache",
     "ModelConfig",

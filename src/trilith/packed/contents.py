@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import pack_weight
-from trilith.model import RMSNorm, Transformer
+from trilith.model import Bias, RMSNorm, Transformer
 from trilith.packed.config import PackConfig
 from trilith.packed.manifest import CodesEntry, Manifest, Part, TensorEntry, describe
 from trilith.packed.precision import store_rows
@@ -51,6 +51,8 @@ def take_apart(model: Transformer, *, config: PackConfig, attachments: Attachmen
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
             add(f"{name}.weight", module.weight.float(), "norms")
+        elif isinstance(module, Bias):
+            add(f"{name}.weight", module.weight.float(), "biases")
         elif isinstance(module, BitLinear):
             grid = module.config.levels
             weight = pack_weight(module.quantized_weight(), grid=grid, codec=config.codec_for(grid))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedLinear
-from trilith.model import RMSNorm, Transformer, count_parameters
+from trilith.model import Bias, RMSNorm, Transformer, count_parameters
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.precision import restore_rows
 from trilith.packed.read import PackedFile, naming, read_packed
@@ -31,7 +31,7 @@ def build_packed_model(file: PackedFile) -> Transformer:
     unused.pop(TOKENIZER_TENSOR)
     with naming(file.path):
         for name, module in list(model.named_modules()):
-            if isinstance(module, RMSNorm):
+            if isinstance(module, (RMSNorm, Bias)):
                 _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
             elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
                 model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))

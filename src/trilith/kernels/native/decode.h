@@ -7,10 +7,11 @@
 enum mlp_kind { SWIGLU, RELU2, GATED_RELU2 };
 enum row_kind { ROWS_FLOAT32, ROWS_BF16, ROWS_INT8 };
 
-/* Keep these three in step with native_decode.py. Norms that the model lacks are NULL. */
+/* Keep these three in step with native_decode.py. Norms and biases that the model lacks are NULL. */
 typedef struct {
     const float *attention_norm, *q_norm, *k_norm, *attention_sub_norm;
     const float *mlp_norm, *mlp_sub_norm;
+    const float *qkv_bias; /* [qkv.num_out] */
     weight qkv, out, up, down;
 } layer;
 
