@@ -27,6 +27,7 @@ from trilith.training.evolve import EvolveInputs, evolve
 from trilith.training.evolve_config import EvolveConfig, Phase
 from trilith.training.fit import RunPlace
 from trilith.training.module import cross_entropy
+from trilith.training.teaching import Teacher
 
 MARKS = Marks(bos=1, user=4, assistant=5, end=6, pad=3)
 FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
@@ -72,6 +73,13 @@ def twin(tokens_dir: Path, toy: ModelConfig) -> Checkpoint:
     return Checkpoint(model, None, shard.tokenizer_sha256, seen)
 
 
+def inputs_of(
+    dense: Checkpoint, tokens_dir: Path, rows: AnswerRows, held_out: AnswerRows
+) -> EvolveInputs:
+    teacher = Teacher(dense, {"model.safetensors": "0"}, "the twin")
+    return EvolveInputs(teacher, tokens_dir, tokens_dir / "nothing", rows, held_out)
+
+
 def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
     options: dict[str, Any] = {
         "recipe": replace(RECIPE, warmup_steps=1),
@@ -81,6 +89,13 @@ def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
         "fit": "plain",
         "calibration_windows": 4,
         "kl_weight": 1.0,
+        "teacher": None,
+        "text_share": 0.0,
+        "kl_budget": None,
+        "move_share": None,
+        "top_k": None,
+        "patience": None,
+        "control": True,
     }
     return EvolveConfig(phases=phases, **options | changes)
 
@@ -95,7 +110,7 @@ def test_a_phase_starts_from_its_fit_and_reports_what_each_projection_loses(
 ) -> None:
     dense = twin(tokens_dir, toy)
     rows = answers(tokens_dir, pack_instructions)
-    inputs = EvolveInputs(dense, tokens_dir, rows, rows, "CC BY-NC 4.0")
+    inputs = inputs_of(dense, tokens_dir, rows, rows)._replace(licence="CC BY-NC 4.0")
     options = config({"ternary": Phase(FITTED, 2)}, fit="gptq", answer_packing="best_fit")
     metrics = run(inputs, options, place, tmp_path / "out")
     tokens = open_split(tokens_dir, "train").tokens
@@ -117,7 +132,7 @@ def test_a_phase_of_no_steps_is_the_fit_alone(
     dense = twin(tokens_dir, toy)
     rows = answers(tokens_dir, encode_instructions)
     none = rows._replace(tokens=rows.tokens[:0], answer_mask=rows.answer_mask[:0])
-    inputs = EvolveInputs(dense, tokens_dir, rows, none)
+    inputs = inputs_of(dense, tokens_dir, rows, none)
     metrics = run(inputs, config({"ternary": Phase(FITTED, 0)}), place, tmp_path / "out")
     windows = TokenWindows(
         open_split(tokens_dir, "train").tokens, context=TRAIN.context, batch_size=4, seed=0
