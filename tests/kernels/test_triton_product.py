@@ -11,12 +11,13 @@ from trilith.kernels import PackedWeight, pack_weight, packed_product
 from trilith.kernels.gpu_layout import (
     DIGITS_PER_BYTE,
     GpuLayout,
+    fits_gpu,
     gpu_layouts_for,
     group_bytes,
     lay_out,
     level_table,
 )
-from trilith.kernels.triton_product import TritonProduct, fits_triton
+from trilith.kernels.triton_product import TritonProduct
 from trilith.quant import CODECS, GRIDS, Grid, QuantizedWeight, codecs_for, quantize_activation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -155,4 +156,4 @@ def test_what_the_layouts_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="too few for grid nine"):
         pack_weight(codes, grid=nine, codec=codec)
     assert gpu_layouts_for(nine) == ()
-    assert fits_triton(weight)
+    assert fits_gpu(weight)

@@ -80,6 +80,11 @@ def gpu_layouts_for(grid: Grid) -> tuple[GpuLayout, ...]:
     return ("bits4",) if fits else ()
 
 
+def fits_gpu(weight: PackedWeight) -> bool:
+    """True if a layout holds this weight and no sum can overflow."""
+    return bool(gpu_layouts_for(weight.grid)) and weight.shape[1] <= MAX_INPUTS
+
+
 def level_table(grid: Grid) -> tuple[int, int]:
     """Return numerators + offset of codes 0..3 and 4..7 as the bytes of two words, low end first.
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from trilith.kernels.gpu_layout import (
     DIGITS_PER_BYTE,
-    MAX_INPUTS,
     GpuLayout,
-    gpu_layouts_for,
+    fits_gpu,
     group_bytes,
     lay_out,
     level_table,
@@ -51,7 +50,7 @@ class TritonProduct(nn.Module):
 
     def __init__(self, weight: PackedWeight, *, layout: GpuLayout) -> None:
         super().__init__()
-        assert fits_triton(weight), weight.shape
+        assert fits_gpu(weight), weight.shape
         self.layout = layout
         self.num_out, self.num_in = weight.shape
         self.num_groups = weight.scale.shape[1]
@@ -163,11 +162,6 @@ class TritonProduct(nn.Module):
         wanted = 2 * _MULTIPROCESSORS // -(-num_out // 64)
         most = self.group_bytes // _LEAST_SHARE
         return max(1, min(wanted, most, 16))
-
-
-def fits_triton(weight: PackedWeight) -> bool:
-    """True if a layout holds this weight and no sum can overflow."""
-    return bool(gpu_layouts_for(weight.grid)) and weight.shape[1] <= MAX_INPUTS
 
 
 def _blocks_of(out: Tensor) -> Callable[[dict[str, int]], tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from trilith.model.count import (
 )
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "ParameterCount",
     "RMSNorm",
+    "StaticCache",
     "Transformer",
     "build_model",
     "count_parameters",
