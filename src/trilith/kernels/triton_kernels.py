@@ -41,7 +41,8 @@ def quantize_kernel(
         largest = tl.maximum(largest, tl.abs(x))
     absmax = tl.maximum(tl.max(largest, axis=0), 1e-5)
     int8_max = tl.full([], 127.0, tl.float32)
-    inv_scale = tl.div_rn(int8_max, absmax)
+    # As torch divides a number by a tensor: its reciprocal is rounded first.
+    inv_scale = tl.div_rn(tl.full([], 1.0, tl.float32), absmax) * int8_max
     for group in range(NUM_GROUPS):
         block_sums = tl.zeros([BLOCK], tl.int32)
         for start in range(0, padded_in, BLOCK):
