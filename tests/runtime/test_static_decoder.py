@@ -104,8 +104,10 @@ def test_a_replayed_graph_gives_the_logits_of_single_launches(path: Path) -> Non
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_gpu_continues_a_prompt_as_the_cpu_does(engine: Engine, path: Path) -> None:
-    sampling = SamplingConfig(0.0, None, None, 1.0, 0)
-    config = GenerateConfig(12, (), sampling)
-    on_gpu = list(Engine.load(path, device="cuda").generate([1, 2, 3], config=config))
-    assert on_gpu == list(engine.generate([1, 2, 3], config=config))
+def test_a_gpu_reads_and_continues_a_prompt_as_the_cpu_does(engine: Engine, path: Path) -> None:
+    on_gpu = Engine.load(path, device="cuda")
+    expected = engine.prefill(_tokens(), cache=engine.new_cache(batch_size=3, capacity=12))
+    found = on_gpu.prefill(_tokens(), cache=on_gpu.new_cache(batch_size=3, capacity=12))
+    torch.testing.assert_close(found.cpu(), expected, rtol=2e-2, atol=2e-3)
+    config = GenerateConfig(12, (), SamplingConfig(0.7, None, None, 1.0, 0))
+    assert len(list(on_gpu.generate([1, 2, 3], config=config))) == 12

@@ -11,6 +11,9 @@ Axes: M tokens, O outputs, G groups; of blocks M tokens, N outputs, W words of 4
 B bytes of codes.
 """
 
+# Triton reads these definitions by itself: types of their arguments are no types of Python.
+# mypy: disallow-untyped-defs=False
+
 import triton
 import triton.language as tl
 
