@@ -154,38 +154,42 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     names = [name for name in options.models if SUBJECTS[name].corpus in present]
     options.work.mkdir(parents=True, exist_ok=True)
     pairs = [(name, seed) for seed in options.seeds for name in names]
-    runs = [_dense_run(name, seed) for name, seed in pairs]
-    folders = finish(runs, work=options.work, jobs=options.jobs)
-    for (name, seed), folder in zip(pairs, folders, strict=True):
-        checkpoints = folder / "checkpoints"
-        checkpoints.mkdir(exist_ok=True)
-        if not (checkpoints / "dense").exists():
-            (checkpoints / "dense").symlink_to(folder.absolute() / "model")
+    finish([_dense_run(*pair) for pair in pairs], work=options.work, jobs=options.jobs)
+    for name, seed in pairs:
+        checkpoints = dense_checkpoints(name, seed, options.work)
         for arm in options.arms:
             yield Case(name, seed, arm, checkpoints, options.work)
 
 
+def dense_checkpoints(name: str, seed: int, work: Path) -> Path:
+    """Train the dense model of a subject if that is missing; return the folder that holds it."""
+    (folder,) = finish([_dense_run(name, seed)], work=work, jobs=1)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    if not (checkpoints / "dense").exists():
+        (checkpoints / "dense").symlink_to(folder.absolute() / "model")
+    return checkpoints
+
+
 def _dense_run(name: str, seed: int) -> Run:
-    subject = SUBJECTS[name]
-    size = SIZES[subject.model]
-    return Run(
-        subject.corpus, VOCAB_SIZE, subject.model, subject.dense, seed, subject.num_steps, size
-    )
+    corpus, model, dense, num_steps = SUBJECTS[name]
+    return Run(corpus, VOCAB_SIZE, model, dense, seed, num_steps, SIZES[model])
 
 
 def _tokens(case: Case) -> Path:
     return tokens_dir(SUBJECTS[case.subject].corpus, VOCAB_SIZE, case.work)
 
 
-def _teacher_dir(case: Case) -> Path:
+def teacher_dir(case: Case) -> Path:
+    """Return where the predictions of a case's dense model are kept."""
     return case.dense_dir.parent / "teacher"
 
 
 def _teach(case: Case) -> None:
-    """Keep the teacher's predictions for as many steps as any arm has."""
-    folder = _teacher_dir(case)
+    """Keep the teacher's predictions for the arms of 500 steps; longer ones ask it themselves."""
+    folder = teacher_dir(case)
     if not (folder / "manifest.json").is_file():
-        longest = _arm("direct_ternary", ternary=2 * LONG)
+        longest = _arm("direct_ternary", ternary=2 * PHASE_STEPS)
         out = (f"out_dir={folder}", f"metrics_dir={folder}-metrics")
         run_stage("teach", *case.place, *longest, *out)
 
@@ -193,7 +197,7 @@ def _teach(case: Case) -> None:
 def _evolve(case: Case) -> None:
     if not (case.folder / "metrics.json").is_file():
         out = (f"out_dir={case.folder}/models", f"metrics_dir={case.folder}")
-        teacher = f"inputs.teacher={_teacher_dir(case)}"
+        teacher = f"inputs.teacher={teacher_dir(case)}"
         run_stage("evolve", *case.place, *ARMS[case.arm], *out, teacher)
 
 

@@ -52,7 +52,7 @@ def score_run(folder: Path, dense: Path, tokens: Path) -> dict[str, Scores]:
     paths = {"dense": dense}
     paths |= {path.name: path for path in sorted((folder / "models").iterdir())}
     files = {
-        name: _pack(path, folder / f"{name}.safetensors", tokens) for name, path in paths.items()
+        name: pack(path, folder / f"{name}.safetensors", tokens) for name, path in paths.items()
     }
     base = load_checkpoint(dense, made_by="pretrain").provenance["num_steps"]
     scores = {
@@ -65,7 +65,8 @@ def score_run(folder: Path, dense: Path, tokens: Path) -> dict[str, Scores]:
     return scores
 
 
-def _pack(checkpoint: Path, path: Path, tokens: Path) -> Path:
+def pack(checkpoint: Path, path: Path, tokens: Path) -> Path:
+    """Pack a checkpoint by the project's choice; return the path."""
     model = load_checkpoint(checkpoint, made_by="evolve")
     pack_checkpoint(
         model,
