@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
         self.model = model
         self.file = file
-        self.device = model.embedding.weight.device
+        self.device = model.norm.weight.device
         self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
         self.static = StaticDecoder(model) if self.device.type == "cuda" else None
 

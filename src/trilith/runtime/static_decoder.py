@@ -34,7 +34,7 @@ class StaticDecoder:
 
     def __init__(self, model: Transformer, *, captures: bool | None = None) -> None:
         self._model = model
-        self._device = model.embedding.weight.device
+        self._device = model.norm.weight.device
         self._captures = self._device.type == "cuda" if captures is None else captures
         self._graphs: WeakKeyDictionary[StaticCache, _Graph] = WeakKeyDictionary()
 
