@@ -68,7 +68,7 @@ class NativeProduct(nn.Module):
         if not (x.is_cpu and self.codes.is_cpu):
             raise ValueError(
                 f"native kernels run on the CPU and got activations on {x.device} and weights on "
-                f"{self.codes.device}; set TRILITH_KERNELS=torch before loading the model"
+                f"{self.codes.device}; load the model with its device"
             )
         assert x.shape[-1] == self.num_in, x.shape
         out = torch.empty(*x.shape[:-1], self.num_out)

@@ -19,6 +19,7 @@ from trilith.model.count import (
 )
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "ParameterCount",
     "RMSNorm",
+    "StaticCache",
     "Transformer",
     "build_model",
     "count_parameters",

@@ -24,8 +24,12 @@ def load_model(path: Path) -> Transformer:
     return build_packed_model(read_packed(path))
 
 
-def build_packed_model(file: PackedFile) -> Transformer:
-    """Build the model of a packed file that was read: in evaluation mode, without gradients."""
+def build_packed_model(
+    file: PackedFile,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Transformer:
+    """Build the model of a packed file that was read, to run on a device, without gradients."""
     model = _skeleton(file)
     unused = dict(file.tensors)
     unused.pop(TOKENIZER_TENSOR)
@@ -34,7 +38,9 @@ def build_packed_model(file: PackedFile) -> Transformer:
             if isinstance(module, (RMSNorm, Bias)):
                 _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
             elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
-                model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
+                model.set_submodule(
+                    name, _packed_linear(file, name, unused=unused, like=module, device=device)
+                )
             elif isinstance(module, nn.Linear) and name != "head":
                 _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
         _fill(model.embedding, _take_rows(unused, "embedding"))
@@ -44,7 +50,7 @@ def build_packed_model(file: PackedFile) -> Transformer:
             _fill(model.head, _take_rows(unused, "head"))
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
 
 
 def _skeleton(file: PackedFile) -> Transformer:
@@ -63,7 +69,7 @@ def _skeleton(file: PackedFile) -> Transformer:
 
 
 def _packed_linear(
-    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear
+    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear, device: torch.device
 ) -> PackedLinear:
     weight = file.packed_weight(name)
     _require_shape(weight.shape, like.weight.shape)
@@ -71,7 +77,7 @@ def _packed_linear(
     num_weights = count_parameters(file.manifest.model).projections
     unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
     bits = file.manifest.activation_bits
-    return PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
+    return PackedLinear(weight, activation_bits=bits, num_weights=num_weights, device=device)
 
 
 def _take_rows(unused: dict[str, Tensor], name: str) -> Tensor:
