@@ -59,11 +59,13 @@ def take_apart(model: Transformer, *, config: PackConfig, attachments: Attachmen
             add(f"{name}.scale", weight.scale, "scales")
         elif isinstance(module, nn.Linear) and name != "head":
             add(f"{name}.weight", module.weight.to(torch.bfloat16), "dense")
-    for key, tensor in store_rows(model.embedding.weight.detach(), config.embedding).items():
-        add(f"embedding.{key}", tensor, "embedding")
+    rows = {"embedding": store_rows(model.embedding.weight.detach(), config.embedding_form)}
     if not model.config.tied_head:
-        for key, tensor in store_rows(model.head.weight.detach(), config.embedding).items():
-            add(f"head.{key}", tensor, "head")
+        rows["head"] = store_rows(model.head.weight.detach(), config.head_form)
+    for name, stored in rows.items():
+        add(f"{name}.weight", stored.values, name)
+        if stored.scale is not None:
+            add(f"{name}.scale", stored.scale, name)
     tokenizer = attachments.tokenizer
     add(TOKENIZER_TENSOR, _as_tensor(tokenizer.model_bytes), "tokenizer")
     manifest = Manifest(

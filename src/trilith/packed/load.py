@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import PackedLinear
+from trilith.kernels import PackedEmbedding, PackedHead, PackedLinear, StoredRows
 from trilith.model import RMSNorm, Transformer, count_parameters
 from trilith.packed.contents import TOKENIZER_TENSOR
-from trilith.packed.precision import restore_rows
 from trilith.packed.read import PackedFile, naming, read_packed
 
 
@@ -27,7 +26,7 @@ def load_model(path: Path) -> Transformer:
 def build_packed_model(file: PackedFile) -> Transformer:
     """Build the model of a packed file that was read: in evaluation mode, without gradients."""
     model = _skeleton(file)
-    unused = dict(file.tensors)
+    shape, unused = file.manifest.model, dict(file.tensors)
     unused.pop(TOKENIZER_TENSOR)
     with naming(file.path):
         for name, module in list(model.named_modules()):
@@ -37,11 +36,10 @@ def build_packed_model(file: PackedFile) -> Transformer:
                 model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
             elif isinstance(module, nn.Linear) and name != "head":
                 _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
-        _fill(model.embedding, _take_rows(unused, "embedding"))
-        if file.manifest.model.tied_head:
-            model.head.weight = model.embedding.weight
-        else:
-            _fill(model.head, _take_rows(unused, "head"))
+        embedding = _take_rows(unused, "embedding", file=file)
+        head = embedding if shape.tied_head else _take_rows(unused, "head", file=file)
+        model.set_submodule("embedding", PackedEmbedding(embedding))
+        model.set_submodule("head", PackedHead(head))
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
     return model.requires_grad_(False).eval()
@@ -74,12 +72,12 @@ def _packed_linear(
     return PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
 
 
-def _take_rows(unused: dict[str, Tensor], name: str) -> Tensor:
-    stored = {"weight": _take(unused, f"{name}.weight", torch.bfloat16, torch.int8)}
-    if stored["weight"].dtype == torch.int8:
-        stored["scale"] = _take(unused, f"{name}.scale", torch.float32)
-        _require_shape(stored["scale"].shape, (len(stored["weight"]), 1))
-    return restore_rows(stored)
+def _take_rows(unused: dict[str, Tensor], name: str, *, file: PackedFile) -> StoredRows:
+    rows = file.stored_rows(name)
+    _require_shape(rows.shape, (file.manifest.model.vocab_size, rows.width))
+    for key in ("weight", "scale"):
+        unused.pop(f"{name}.{key}", None)
+    return rows
 
 
 def _take(unused: dict[str, Tensor], name: str, *dtypes: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trilith.files import require
-from trilith.kernels import PackedWeight
+from trilith.kernels import PackedWeight, StoredRows
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.manifest import Manifest, TensorEntry, dtype_name, from_metadata, hash_of
 from trilith.quant import CODECS, grid_named
@@ -47,6 +47,22 @@ class PackedFile:
                 grid_named(entry.grid),
                 CODECS[entry.codec],
             )
+
+    def stored_rows(self, name: str) -> StoredRows:
+        """Return the rows of the `embedding` or the `head`.
+
+        Raises:
+            ValueError: there are none, or values and scales do not fit each other.
+        """
+        values, scale = self.tensors.get(f"{name}.weight"), self.tensors.get(f"{name}.scale")
+        with naming(self.path):
+            if values is None:
+                raise ValueError(f"lacks {name}.weight, which its model needs; pack it again")
+            return StoredRows(values, scale, self.manifest.model.width)
+
+    def stored_head(self) -> StoredRows:
+        """Return the rows of the head, which may be those of the embedding."""
+        return self.stored_rows("embedding" if self.manifest.model.tied_head else "head")
 
 
 class Problem(NamedTuple):

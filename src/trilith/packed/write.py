@@ -16,7 +16,7 @@ from trilith.packed.contents import Attachments, Contents, take_apart
 from trilith.packed.load import build_packed_model
 from trilith.packed.manifest import to_metadata
 from trilith.packed.measure import PackReport, measure
-from trilith.packed.precision import restore_rows, store_rows
+from trilith.packed.precision import store_rows
 from trilith.packed.read import read_packed
 from trilith.quant import BitLinear
 
@@ -75,11 +75,11 @@ def round_to_stored(model: Transformer, *, config: PackConfig) -> None:
 
     Afterwards the training model computes exactly what its packed file does.
     """
-    rows = [model.embedding.weight]
+    rows = [(model.embedding.weight, config.embedding_form)]
     if not model.config.tied_head:
-        rows.append(model.head.weight)
-    for weight in rows:
-        weight.copy_(restore_rows(store_rows(weight, config.embedding)))
+        rows.append((model.head.weight, config.head_form))
+    for weight, form in rows:
+        weight.copy_(store_rows(weight, form).restore())
     for module in model.blocks.modules():
         if isinstance(module, nn.Linear) and not isinstance(module, BitLinear):
             module.weight.copy_(module.weight.to(torch.bfloat16).float())

@@ -103,6 +103,8 @@ BASE3 = Codec("base3", num_codes=3, codes_per_unit=5, bytes_per_unit=1)
 BITS1 = Codec("bits1", num_codes=2, codes_per_unit=8, bytes_per_unit=1)
 BITS2 = Codec("bits2", num_codes=4, codes_per_unit=4, bytes_per_unit=1)
 BITS3 = Codec("bits3", num_codes=8, codes_per_unit=8, bytes_per_unit=3)
+# Of embedding and head alone.
+BITS4 = Codec("bits4", num_codes=16, codes_per_unit=2, bytes_per_unit=1)
 PLANES = PlanesCodec("planes", num_codes=9, codes_per_unit=5, bytes_per_unit=2)
 
 CODECS = {codec.name: codec for codec in (BASE3, BITS1, BITS2, BITS3, PLANES)}

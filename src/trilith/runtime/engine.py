@@ -73,7 +73,8 @@ class Engine:
     def prefill(self, tokens_BT: Tensor, *, cache: KVCache) -> Tensor:
         """Run prompts of equal length into the cache; return the logits [B, V] of what follows."""
         self._check_tokens(tokens_BT)
-        return self.model.head(self.model.hidden(tokens_BT, cache)[:, -1])
+        hidden_BD = self.model.hidden(tokens_BT, cache)[:, -1]
+        return self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
 
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
