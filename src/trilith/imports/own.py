@@ -3,8 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from trilith.files import sha256
 from trilith.imports.source import Source, State
 from trilith.model import Checkpoint, load_checkpoint

@@ -74,7 +74,9 @@ class Engine:
         """Run prompts of equal length into the cache; return the logits [B, V] of what follows."""
         self._check_tokens(tokens_BT)
         hidden_BD = self.model.hidden(tokens_BT, cache)[:, -1]
-        return self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
+        return (
+            self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
+        )
 
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
