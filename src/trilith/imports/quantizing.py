@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from trilith.imports.source import Source, State
-from trilith.model import ModelConfig, Transformer, load_weights
+from trilith.model import ModelConfig, Transformer, empty_model, load_weights, without_memory
 from trilith.model.transformer import Block
 from trilith.packed import (
     Attachments,
@@ -63,8 +62,7 @@ def pack_on_grid(
 
 def _frame(state: State, config: ModelConfig, *, origin: str) -> Transformer:
     """Return the model with its weights but for those of the blocks, which stay on meta."""
-    with torch.device("meta"):
-        model = Transformer(config, partial(nn.Linear, bias=False))
+    model = empty_model(config, partial(nn.Linear, bias=False))
     blocks = {k: t for k, t in model.state_dict().items() if k.startswith("blocks.")}
     load_weights(model, state | blocks, origin=origin)
     return model
@@ -72,7 +70,7 @@ def _frame(state: State, config: ModelConfig, *, origin: str) -> Transformer:
 
 def _blocks(parts: Iterator[State], config: ModelConfig, quant: QuantConfig) -> Iterator[Block]:
     for index, state in enumerate(parts):
-        with torch.device("meta"):
+        with without_memory():
             block = Block(config, layer=index, linear=partial(BitLinear, config=quant))
         block.to_empty(device="cpu")
         weights = {key.removeprefix(f"blocks.{index}."): t for key, t in state.items()}

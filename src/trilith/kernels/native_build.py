@@ -184,6 +184,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER, _LONG]
     library.trilith_tile.restype = None
+    library.trilith_repack.argtypes = [weight, _POINTER, _LONG, _POINTER, _POINTER, _LONG]
     step = ctypes.POINTER(StepWeightStruct)
     for function in (library.trilith_refine, library.trilith_step_weight):
         function.argtypes = [step, _INT, _LONG]

@@ -1,5 +1,6 @@
 """From a packed file to a model that runs: PackedLinear projections, no gradient."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedEmbedding, PackedHead, PackedLinear, StoredRows
-from trilith.model import RMSNorm, Transformer, count_parameters
+from trilith.model import RMSNorm, Transformer, empty_model
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.read import PackedFile, naming, read_packed
 
@@ -56,8 +57,7 @@ def _skeleton(file: PackedFile) -> Transformer:
         raise ValueError(
             f"{file.path} holds {len(file.tensors)} tensors, too few for {shape.num_layers} layers"
         )
-    with torch.device("meta"):
-        return Transformer(shape, partial(nn.Linear, bias=False))
+    return empty_model(shape, partial(nn.Linear, bias=False))
 
 
 def _packed_linear(
@@ -66,10 +66,12 @@ def _packed_linear(
     weight = file.packed_weight(name)
     _require_shape(weight.shape, like.weight.shape)
     unused.pop(f"{name}.codes")
-    num_weights = count_parameters(file.manifest.model).projections
+    num_weights = sum(math.prod(e.codes.shape) for e in file.manifest.tensors.values() if e.codes)
     unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
     bits = file.manifest.activation_bits
-    return PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
+    linear = PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
+    file.let_go(weight.packed)
+    return linear
 
 
 def _take_rows(unused: dict[str, Tensor], name: str, *, file: PackedFile) -> StoredRows:

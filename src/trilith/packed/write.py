@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trilith.files import replacing
 from trilith.kernels import PackedEmbedding, PackedHead, StoredRows
-from trilith.model import ModelConfig, Transformer
+from trilith.model import ModelConfig, Transformer, empty_model
 from trilith.packed.config import PackConfig
 from trilith.packed.contents import Attachments, Contents
 from trilith.packed.load import build_packed_model
@@ -114,8 +114,7 @@ def _take_apart(
 ) -> Callable[[Tensor], Tensor]:
     """Return what computes the logits of the training model, and fills `contents` doing so."""
     config, source = contents.config, iter(blocks)
-    with torch.device("meta"):
-        running = Transformer(model.config, partial(nn.Linear, bias=False))
+    running = empty_model(model.config, partial(nn.Linear, bias=False))
     for index in range(model.config.num_layers):
         running.blocks[index] = _TakenApart(source, contents, f"blocks.{index}")
     running.set_submodule("norm", _snapshot(model.norm, "norm"))
