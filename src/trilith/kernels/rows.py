@@ -86,7 +86,7 @@ class StoredRows:
             return values.to(torch.float32, copy=True)
         scale = self.scale[index].float()
         if values.dtype == torch.int8:
-            return values.float() * scale
+            return values.float().mul_(scale)
         bits = 8 * values.shape[1] // self.width
         codes = ROW_CODECS[bits].unpack(values.reshape(-1), (len(values), self.width))
         return dequantize(codes, scale, ROW_GRIDS[bits])
@@ -141,7 +141,7 @@ class PackedHead(_PackedRows):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., D] to logits [..., V]."""
         parts = [F.linear(x, weight.to(x.dtype)) for weight in self.rows.parts()]
-        return torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def multiply_rows(x: Tensor, *, rows: StoredRows, isa: Isa) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trilith.kernels import layout_in_memory, native_bytes
+from trilith.kernels import RESTORED_VALUES, layout_in_memory, native_bytes
 from trilith.model import (
     KVCache,
     ModelConfig,
@@ -212,7 +212,18 @@ def _mlp_values(setup: InferenceSetup) -> float:
 def _decode_bytes(setup: InferenceSetup) -> int:
     """Logits; on the torch path also keys and values of a layer, repeated for all heads."""
     config = setup.model
-    values = config.vocab_size
-    if not _decodes_natively(setup) and config.num_heads > config.num_kv_heads:
-        values += 2 * config.width * setup.context
-    return _FLOAT32 * setup.batch_size * values
+    logits = _FLOAT32 * setup.batch_size * config.vocab_size
+    if _decodes_natively(setup):
+        return logits
+    repeats = config.num_heads > config.num_kv_heads
+    repeated = 2 * _FLOAT32 * setup.batch_size * config.width * setup.context if repeats else 0
+    return logits + max(repeated, _restored_bytes(setup))
+
+
+def _restored_bytes(setup: InferenceSetup) -> int:
+    """A part of the head in floats, on the torch path."""
+    config, pack = setup.model, setup.pack
+    form = pack.embedding_form if config.tied_head else pack.head_form
+    # Codes, their levels and their scales lie beside the product of these.
+    copies = 3.25 if form.group_size and form.precision in ("int4", "int3") else 1
+    return int(copies * _FLOAT32 * min(RESTORED_VALUES, config.vocab_size * config.width))
