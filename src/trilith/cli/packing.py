@@ -20,8 +20,6 @@ _CHOICES = {
     "head": "precision of a head that is not the embedding; default with --embedding: the same",
     "group_size": "features of a row that share a scale in int4 and int3",
 }
-# The fit of a dense model: a least-squares scale a row, int8 activations.
-_FIT = {"scale_rule": "least_squares", "granularity": "row", "group_size": None}
 
 
 def add_parser(commands: Any) -> None:
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     config = _config(source, options)
     tokenizer = Tokenizer(source.tokenizer, origin=f"the tokenizer of {source.path}")
     if options.grid is not None:
-        quant = QuantConfig(grid=options.grid, activation_bits=8, **_FIT)
+        quant = QuantConfig(options.grid, "least_squares", "row", None, 8)
         report = pack_on_grid(
             source, path=options.out, quant=quant, config=config, tokenizer=tokenizer
         )
