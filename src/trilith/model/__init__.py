@@ -17,6 +17,7 @@ from trilith.model.count import (
     projection_weights,
     training_flops_per_token,
 )
+from trilith.model.empty import empty_model, without_memory
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
 from trilith.model.static_cache import StaticCache
@@ -33,6 +34,7 @@ __all__ = [
     "Transformer",
     "build_model",
     "count_parameters",
+    "empty_model",
     "load_checkpoint",
     "load_weights",
     "model_on_meta",
@@ -41,4 +43,5 @@ __all__ = [
     "require_shape",
     "save_checkpoint",
     "training_flops_per_token",
+    "without_memory",
 ]

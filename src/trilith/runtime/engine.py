@@ -83,7 +83,10 @@ class Engine:
         if isinstance(cache, StaticCache):
             assert self.static is not None
             return self.static.prefill(tokens_BT, cache=cache)
-        return self.model.head(self.model.hidden(tokens_BT, cache)[:, -1])
+        hidden_BD = self.model.hidden(tokens_BT, cache)[:, -1]
+        return (
+            self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
+        )
 
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
