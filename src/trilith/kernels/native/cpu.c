@@ -41,6 +41,16 @@ int cpu_has(int isa) {
         default: return 0;
     }
 }
+
+static int has_vbmi;
+
+/* Once, since a virtual machine takes long to answer. */
+__attribute__((constructor)) static void look_for_vbmi(void) {
+    uint32_t a, b, c = 0, d;
+    has_vbmi = __get_cpuid_count(7, 0, &a, &b, &c, &d) && c & 1u << 1;
+}
+
+int cpu_has_vbmi(void) { return has_vbmi; }
 #else
 int cpu_has(int isa) { return isa == SCALAR; }
 #endif

@@ -54,6 +54,9 @@ typedef struct {
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
 kernel linear_scalar, linear_avx2, linear_vnni, linear_amx;
 
+/* linear_vnni for a product of one token. */
+void linear_vnni_one(const product *p, int64_t first, int64_t last);
+
 /* Quantize tokens first .. last - 1 of x [num_tokens, num_in] into values, sums and scale. */
 typedef void quantizer(const product *p, const float *x, int64_t first, int64_t last);
 quantizer quantize_portable, quantize_avx2, quantize_avx512;
@@ -62,6 +65,8 @@ typedef void chunk_task(void *context, int64_t chunk, int worker);
 void run_chunks(int threads, int64_t count, chunk_task *task, void *context);
 
 int cpu_has(int isa);
+/* Byte permutes, which the first processors with VNNI lack. */
+int cpu_has_vbmi(void);
 
 typedef struct {
     int isa;
