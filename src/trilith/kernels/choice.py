@@ -2,7 +2,7 @@
 
     auto     the best native kernels, else torch (the default)
     torch    the portable torch path
-    scalar, avx2, vnni, amx    these native kernels, or an error
+    scalar, avx2, vnni, amx, neon    these native kernels, or an error
 
 `amx` multiplies prompts with AMX and single tokens with VNNI. All give the same bits.
 """
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "TRILITH_KERNELS"
 # Numbers of the C enum; plain C in scalar is for comparison and no choice of auto.
-ISA_NUMBERS = {"scalar": 0, "avx2": 1, "vnni": 2, "amx": 3}
-_BEST_FIRST = ("amx", "vnni", "avx2")
+ISA_NUMBERS = {"scalar": 0, "avx2": 1, "vnni": 2, "amx": 3, "neon": 4}
+_BEST_FIRST = ("amx", "vnni", "avx2", "neon")
 
 
 class Isa(NamedTuple):

@@ -51,6 +51,17 @@ __attribute__((constructor)) static void look_for_vbmi(void) {
 }
 
 int cpu_has_vbmi(void) { return has_vbmi; }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+enum { HAS_DOTPROD = 1 << 20 }; /* HWCAP_ASIMDDP */
+
+int cpu_has(int isa) {
+    return isa == SCALAR || (isa == NEON && getauxval(AT_HWCAP) & HAS_DOTPROD);
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+/* Every Apple processor that runs this has dotprod. */
+int cpu_has(int isa) { return isa == SCALAR || isa == NEON; }
 #else
 int cpu_has(int isa) { return isa == SCALAR; }
 #endif
