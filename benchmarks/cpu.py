@@ -71,6 +71,7 @@ def main() -> None:
     skipped: dict[str, str] = {}
     arms = [arm for shape in options.shapes for arm in arms_of(shape, options, skipped)]
     read = read_bandwidth(FOLDER)
+    print(f"timing {len(arms)} arms, {options.rounds} rounds", flush=True)
     bandwidths: list[tuple[float, float]] = []
     for _ in range(options.rounds):
         bandwidths += [watch(partial(read, options.threads)) for _ in range(READS)]
