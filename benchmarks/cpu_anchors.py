@@ -4,6 +4,7 @@ llama.cpp is built from the source distribution of llama-cpp-python, with the fl
 """
 
 import ctypes
+import os
 import subprocess
 import sys
 import tarfile
@@ -113,7 +114,9 @@ def _unpack(folder: Path, *, to: Path) -> None:
 
 def _run(command: list) -> str:
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True)
+    # How threads of OpenMP wait is each program's own choice.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{words[0]} failed with status {done.returncode}: {done.stderr[-500:]}")
     return done.stdout

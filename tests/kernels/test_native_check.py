@@ -1,4 +1,7 @@
-"""The kernels on Arm: compiled across and run by an emulator, against the scalar kernels."""
+"""The kernels in a program of their own, for processors that this one is not.
+
+Arm: compiled across and run by an emulator. AVX-512 VNNI without byte permutes: compiled so.
+"""
 
 import shutil
 import subprocess
@@ -36,9 +39,19 @@ def test_neon_has_the_bits_of_the_scalar_kernels_and_of_this_processor(tmp_path:
     assert _run("qemu-aarch64", "-cpu", "cortex-a53", arm, "0").split()[:-1] == ["scalar"]
     *kernels, found = _run("qemu-aarch64", "-cpu", "max", arm, str(NUM_SHAPES)).split()
     assert kernels == ["scalar", "neon"]
+    here = _build(_compiler(), tmp_path / "here")
+    assert _run(here, str(NUM_SHAPES)).split()[-1] == found
+
+
+def test_vnni_without_byte_permutes_has_the_bits_of_the_scalar_kernels(tmp_path: Path) -> None:
+    program = _build(_compiler(), tmp_path / "program", "-DWITHOUT_VBMI")
+    if "vnni" not in _run(program, "0").split():
+        pytest.skip("this processor has no vnni")
+    assert "vnni" in _run(program, str(NUM_SHAPES)).split()
+
+
+def _compiler() -> list[str]:
     try:
-        compiler = native_build.find_compiler()
+        return native_build.find_compiler()
     except RuntimeError as problem:
         pytest.skip(str(problem))
-    here = _build(compiler, tmp_path / "here")
-    assert _run(here, str(NUM_SHAPES)).split()[-1] == found
