@@ -4,7 +4,7 @@
     torch    the portable torch path
     triton   Triton kernels: on a CUDA device, what auto takes there; on a CPU in Triton's
              interpreter alone (TRITON_INTERPRET=1), for tests
-    scalar, avx2, vnni, amx    these native kernels, or an error
+    scalar, avx2, vnni, amx, neon    these native kernels, or an error
 
 `amx` multiplies prompts with AMX and single tokens with VNNI. All give the same bits.
 """
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "TRILITH_KERNELS"
 # Numbers of the C enum; plain C in scalar is for comparison and no choice of auto.
-ISA_NUMBERS = {"scalar": 0, "avx2": 1, "vnni": 2, "amx": 3}
-_BEST_FIRST = ("amx", "vnni", "avx2")
+ISA_NUMBERS = {"scalar": 0, "avx2": 1, "vnni": 2, "amx": 3, "neon": 4}
+_BEST_FIRST = ("amx", "vnni", "avx2", "neon")
 
 
 class Isa(NamedTuple):
