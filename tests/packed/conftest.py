@@ -44,6 +44,8 @@ def pack(toy: ModelConfig, tmp_path: Path, proof_tokens: Tensor) -> Pack:
         *,
         codec: str = "smallest",
         embedding: str = "bf16",
+        head: str | None = None,
+        group_size: int | None = None,
         **changes: Any,
     ) -> Packed:
         torch.manual_seed(0)
@@ -52,7 +54,7 @@ def pack(toy: ModelConfig, tmp_path: Path, proof_tokens: Tensor) -> Pack:
             for module in model.modules():
                 if isinstance(module, RMSNorm | Bias):
                     module.weight.uniform_(0.5, 1.5)
-        config = PackConfig(codec, embedding)  # type: ignore[arg-type]
+        config = PackConfig(codec, embedding, head, group_size)  # type: ignore[arg-type]
         path = tmp_path / "model.safetensors"
         report = write_packed(
             model,

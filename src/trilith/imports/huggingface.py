@@ -3,6 +3,7 @@
 The reference for which of them our model can hold exactly; all others are refused.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
         provenance=fresh_provenance(model.name),
         licence=licence_beside(folder),
         read=partial(_read, shards, model),
+        read_parts=partial(_parts, shards, model),
     )
 
 
@@ -238,6 +240,10 @@ def _few(names: list[str]) -> str:
 
 
 def _read(shards: Shards, model: ModelConfig) -> State:
+    return {name: tensor for part in _parts(shards, model) for name, tensor in part.items()}
+
+
+def _parts(shards: Shards, model: ModelConfig) -> Iterator[State]:
     def tensor(name: str) -> Tensor:
         return read_tensor(shards, f"{name}.weight")
 
@@ -254,6 +260,7 @@ def _read(shards: Shards, model: ModelConfig) -> State:
             f"{shards.folder} ties the head to the embedding and holds another lm_head.weight; "
             f"{_GET_ANOTHER}, or mend tie_word_embeddings in its config.json"
         )
+    yield state
     for index in range(model.num_layers):
         at = f"model.layers.{index}"
         layer = LayerWeights(
@@ -267,10 +274,10 @@ def _read(shards: Shards, model: ModelConfig) -> State:
             attention_norm=tensor(f"{at}.input_layernorm"),
             mlp_norm=tensor(f"{at}.post_attention_layernorm"),
         )
-        state |= fuse(layer, index)
+        state = fuse(layer, index)
         if model.qkv_bias:
             biases = [read_tensor(shards, f"{at}.{name}.bias") for name in _BIASED]
             state[f"blocks.{index}.attention.qkv_bias.weight"] = torch.cat(biases)
         for name, (ours, _) in _more_norms(model).items():
             state[f"blocks.{index}.{ours}.weight"] = tensor(f"{at}.{name}")
-    return state
+        yield state

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
-_FLAGS = (
+FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
@@ -40,6 +40,19 @@ class WeightStruct(ctypes.Structure):
         ("num_groups", _LONG),
         ("layout", _LONG),
         ("offset", _LONG),
+    )
+
+
+class RowsStruct(ctypes.Structure):
+    """`rows` in rows.h."""
+
+    _fields_ = (
+        ("values", _POINTER),
+        ("scale", _POINTER),
+        ("kind", _LONG),
+        ("num_rows", _LONG),
+        ("width", _LONG),
+        ("group_size", _LONG),
     )
 
 
@@ -92,7 +105,7 @@ def library_path() -> Path:
     version = _run([*compiler, "--version"])
     sources = sorted(_SOURCES.glob("*.[ch]"))
     content = [path.name.encode() + b"\0" + path.read_bytes() for path in sources]
-    about = [*compiler, version, platform.machine(), *_FLAGS]
+    about = [*compiler, version, platform.machine(), *FLAGS]
     key = hashlib.sha256(b"\0".join([*content, *(word.encode() for word in about)])).hexdigest()
     path = _cache_folder() / f"kernels-{key[:24]}.so"
     if not path.is_file():
@@ -128,16 +141,23 @@ def _compile(compiler: list[str], sources: list[str], *, to: Path) -> None:
     handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
     os.close(handle)
     try:
-        command = [*compiler, *_FLAGS, "-o", beside, *sources]
+        command = [*compiler, *FLAGS, "-o", beside, *sources]
         try:
-            _run([*command, "-DHAVE_AMX"])
+            _run([*command, *_extra_flags()])
         except RuntimeError:
             # Compilers of before 2021 do not know AMX.
+            if not _extra_flags():
+                raise
             _run(command)
         Path(beside).replace(to)
     finally:
         Path(beside).unlink(missing_ok=True)
     log.info("compiled the native kernels with %s: %s", compiler[0], to)
+
+
+def _extra_flags() -> list[str]:
+    """All else is in the sources: each function names the instructions that it needs."""
+    return ["-DHAVE_AMX"] if platform.machine() in ("x86_64", "AMD64") else []
 
 
 def _run(command: list[str]) -> str:
@@ -171,10 +191,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER, _LONG]
     library.trilith_tile.restype = None
+    library.trilith_repack.argtypes = [weight, _POINTER, _LONG, _POINTER, _POINTER, _LONG]
     step = ctypes.POINTER(StepWeightStruct)
     for function in (library.trilith_refine, library.trilith_step_weight):
         function.argtypes = [step, _INT, _LONG]
         function.restype = None
+    rows = ctypes.POINTER(RowsStruct)
+    library.trilith_multiply_rows.argtypes = [rows, _POINTER, _LONG, _POINTER, _INT, _LONG]
+    library.trilith_multiply_rows.restype = None
     # model, cache, tokens, logits.
     library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
     return library

@@ -17,8 +17,10 @@ from trilith.model.count import (
     projection_weights,
     training_flops_per_token,
 )
+from trilith.model.empty import empty_model, without_memory
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "ModelConfig",
     "ParameterCount",
     "RMSNorm",
+    "StaticCache",
     "Transformer",
     "build_model",
     "count_parameters",
+    "empty_model",
     "load_checkpoint",
     "load_weights",
     "model_on_meta",
@@ -39,4 +43,5 @@ __all__ = [
     "require_shape",
     "save_checkpoint",
     "training_flops_per_token",
+    "without_memory",
 ]

@@ -15,6 +15,7 @@ from trilith.model.bias import Bias
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 
 LinearFactory = Callable[[int, int], nn.Module]
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
-        cache: KVCache | None,
+        cache: KVCache | StaticCache | None,
         mask_BTT: Tensor | None = None,
     ) -> Tensor:
         """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D].
@@ -55,9 +56,12 @@ class Attention(nn.Module):
         q_BHTC, k_BKTC, v_BKTC = projected.split(heads, dim=1)
         q_BHTC = rotate(self.q_norm(q_BHTC), *rope)
         k_BKTC = rotate(self.k_norm(k_BKTC), *rope)
-        if cache is not None:
-            k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
-        mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
+        if isinstance(cache, StaticCache):
+            mixed_BHTC = cache.attend(self.layer, q_BHTC, k_BKTC, v_BKTC)
+        else:
+            if cache is not None:
+                k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
+            mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
         mixed_BTD = mixed_BHTC.transpose(1, 2).reshape(num_batch, num_new, -1)
         return self.out(self.sub_norm(mixed_BTD))
 
