@@ -2,7 +2,8 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu.py
 
-Torch's threads must not spin beside the kernels' own; llama.cpp waits as it likes. Batch 1, random ternary weights of a shape, whole models: embedding, norms, attention, head and
+Torch's threads must not spin beside the kernels' own; llama.cpp waits as it likes. Batch 1, random
+ternary weights of a shape, whole models: embedding, norms, attention, head and
 greedy choice for ours; llama.cpp without a choice; onnxruntime's projections and head alone. A
 round times each arm once; samples during which other processes took more than 6% of a core are
 thrown away (and kept, with a mark, if none is left). Prints medians and writes them to
