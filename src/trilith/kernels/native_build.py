@@ -175,6 +175,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for function in (library.trilith_refine, library.trilith_step_weight):
         function.argtypes = [step, _INT, _LONG]
         function.restype = None
-    # model, cache, tokens, logits.
-    library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
+    # model, sequences and their number, tokens, logits.
+    library.trilith_decode.argtypes = [
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT, _LONG)
+    ]
     return library

@@ -1,6 +1,6 @@
 """The transformer as plain modules, its shape, its cache and its counts."""
 
-from trilith.model.cache import KVCache
+from trilith.model.cache import DEFAULT_SINKS, CacheBits, CacheConfig, KVCache
 from trilith.model.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -22,6 +22,9 @@ from trilith.model.transformer import Transformer, build_model
 
 __all__ = [
     "Checkpoint",
+    "CacheBits",
+    "CacheConfig",
+    "DEFAULT_SINKS",
     "KVCache",
     "ModelConfig",
     "ParameterCount",

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trilith.model import KVCache, ModelConfig, Transformer
+from trilith.model import CacheConfig, KVCache, ModelConfig, Transformer
 from trilith.packed import PackedFile, build_packed_model, read_packed
 from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
 from trilith.runtime.sampling import Sampler, SamplingConfig
+
+# Tokens of a prompt that run at once.
+PREFILL_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,33 @@ class GenerateConfig:
 class Engine:
     """Runs one packed model; several caches may be in use at once."""
 
-    def __init__(self, model: Transformer, *, file: PackedFile) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        file: PackedFile,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008
+    ) -> None:
+        if cache.window is not None and cache.window > model.config.context:
+            raise ValueError(
+                f"window={cache.window} is wider than the context of {model.config.context} tokens "
+                f"of model {model.config.name}; narrow it"
+            )
         self.model = model
         self.file = file
+        self.cache_config = cache
         self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
 
     @classmethod
-    def load(cls, path: Path) -> "Engine":
-        """Read and check a packed file and build its model.
+    def load(cls, path: Path, *, cache: CacheConfig = CacheConfig()) -> "Engine":  # noqa: B008
+        """Read and check a packed file and build its model; its caches are those of `cache`.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file is foreign or damaged.
         """
         file = read_packed(path)
-        return cls(build_packed_model(file), file=file)
+        return cls(build_packed_model(file), file=file, cache=cache)
 
     @property
     def config(self) -> ModelConfig:
@@ -57,30 +72,52 @@ class Engine:
         return self.model.config
 
     def new_cache(self, *, batch_size: int, capacity: int) -> KVCache:
-        """Make an empty cache for sequences of up to `capacity` tokens.
+        """Make an empty cache for sequences of up to `capacity` tokens; a window has no such end.
 
         Raises:
             ValueError: the model was not trained for so many tokens.
         """
-        if not 1 <= capacity <= self.config.context:
+        has_end = self.cache_config.window is None
+        if capacity < 1 or (has_end and capacity > self.config.context):
             raise ValueError(
                 f"{capacity} tokens do not fit the context of {self.config.context} tokens of "
                 f"model {self.config.name}; shorten the prompt or ask for fewer new tokens"
             )
-        return KVCache(self.config, batch_size=batch_size, capacity=capacity)
+        return KVCache(
+            self.config, batch_size=batch_size, capacity=capacity, config=self.cache_config
+        )
 
     @torch.inference_mode()
     def prefill(self, tokens_BT: Tensor, *, cache: KVCache) -> Tensor:
-        """Run prompts of equal length into the cache; return the logits [B, V] of what follows."""
+        """Run prompts of equal length into the cache; return the logits [B, V] of what follows.
+
+        They run in parts of `PREFILL_TOKENS`, so that activations do not grow with the prompt.
+        """
         self._check_tokens(tokens_BT)
-        return self.model.head(self.model.hidden(tokens_BT, cache)[:, -1])
+        at_once = PREFILL_TOKENS
+        if cache.config.window is not None:
+            at_once = min(at_once, cache.num_recent)
+        for part_BT in tokens_BT.split(at_once, dim=1):
+            hidden_BTD = self.model.hidden(part_BT, cache)
+        return self.model.head(hidden_BTD[:, -1])
 
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
-        if self.decoder is not None and cache.capacity <= self.config.context:
-            return self.decoder.step(tokens_B, cache=cache)
-        return self.model(tokens_B[:, None], cache)[:, 0]
+        return self.decode_together(tokens_B, caches=[cache])
+
+    @torch.inference_mode()
+    def decode_together(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
+        """Add one token to each sequence of several caches, whatever their lengths.
+
+        Returns:
+            The logits [B, V] of what follows, of the caches in turn.
+        """
+        if self.decoder is not None:
+            return self.decoder.step(tokens_B, caches=caches)
+        parts = tokens_B.split([cache.batch_size for cache in caches])
+        logits = [self.model(p[:, None], c)[:, 0] for p, c in zip(parts, caches, strict=True)]
+        return torch.cat(logits)
 
     def generate(self, prompt_ids: Sequence[int], *, config: GenerateConfig) -> Iterator[int]:
         """Continue a prompt; each token is handed out as soon as it is drawn.
