@@ -1,4 +1,4 @@
-"""What a cache keeps: precision by hand, windows against attention that lays out all tokens anew."""
+"""What a cache keeps: precision by hand, windows against attention laid out anew."""
 
 import math
 

@@ -54,7 +54,7 @@ def test_logits_and_cache_are_those_of_the_torch_modules(
     path: Path, bits: int, window: int | None
 ) -> None:
     config = CacheConfig(bits, window, 3)  # type: ignore[arg-type]
-    tokens_BT = _tokens(2, 150)
+    tokens_BT = _tokens(2, 100)
     expected, by_torch = _decode(_load(path, "torch", config), tokens_BT)
     found, by_c = _decode(_load(path, "auto", config), tokens_BT)
     errors = (found - expected).abs().amax(-1) / expected.abs().amax(-1)

@@ -18,13 +18,14 @@ from trilith.model.count import (
 )
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
-from trilith.model.transformer import Transformer, build_model
+from trilith.model.transformer import Block, Transformer, build_model
 
 __all__ = [
-    "Checkpoint",
+    "DEFAULT_SINKS",
+    "Block",
     "CacheBits",
     "CacheConfig",
-    "DEFAULT_SINKS",
+    "Checkpoint",
     "KVCache",
     "ModelConfig",
     "ParameterCount",

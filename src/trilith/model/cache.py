@@ -16,7 +16,7 @@ from trilith.model.config import ModelConfig
 CacheBits = Literal[32, 16, 8, 4]
 DEFAULT_SINKS = 4
 # Tokens that are read at once: what was quantized must become floats for it.
-_READ_TOKENS = 512
+READ_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class KVCache:
         *,
         batch_size: int,
         capacity: int,
-        config: CacheConfig = CacheConfig(),  # noqa: B008
+        config: CacheConfig = CacheConfig(),
     ) -> None:
         self.model, self.config, self.batch_size = model, config, batch_size
         self.capacity = capacity if config.window is None else config.window
@@ -98,8 +98,8 @@ class KVCache:
         seen = [(0, min(self.sinks, self.length))]
         first = max(self.sinks, self.length - self.num_recent + 1)
         seen += [
-            (start, min(start + _READ_TOKENS, self.length))
-            for start in range(first, self.length, _READ_TOKENS)
+            (start, min(start + READ_TOKENS, self.length))
+            for start in range(first, self.length, READ_TOKENS)
         ]
         for start, end in seen:
             if start < end:

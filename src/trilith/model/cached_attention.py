@@ -36,18 +36,24 @@ def attend_cached(
     """
     num_new = q_BHTC.shape[2]
     repeats = q_BHTC.shape[1] // k_BKTC.shape[1]
-    own_k, own_v = (x.repeat_interleave(repeats, dim=1) for x in (k_BKTC, v_BKTC))
+    own_k, own_v = k_BKTC, v_BKTC
+    if repeats > 1:
+        own_k, own_v = (x.repeat_interleave(repeats, dim=1) for x in (k_BKTC, v_BKTC))
     if not cache.length:
         mixed = F.scaled_dot_product_attention(q_BHTC, own_k, own_v, is_causal=True)
     else:
-        parts = [attend_part(q_BHTC, own_k, own_v, mask="causal" if num_new > 1 else None)]
-        parts += [_attend_past(q_BHTC, past, cache=cache) for past in cache.past(layer)]
-        mixed = merge(parts)
+        part = attend_part(q_BHTC, own_k, own_v, mask="causal" if num_new > 1 else None)
+        del own_k, own_v
+        for past in cache.past(layer):
+            part = _add(part, _attend_past(q_BHTC, past, cache=cache))
+        mixed = part.out_BHTC
     cache.write(layer, k_BKTC, v_BKTC)
     return mixed
 
 
-def attend_part(q_BHTC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, *, mask: Tensor | str | None) -> Part:
+def attend_part(
+    q_BHTC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, *, mask: Tensor | str | None
+) -> Part:
     """Attend to some keys.
 
     Args:
@@ -84,14 +90,12 @@ def attend_plainly(
     return Part(shares_BHTS @ v_BHSC, scores_BHTS.logsumexp(-1))
 
 
-def merge(parts: list[Part]) -> Tensor:
-    """Add up the outputs [B, H, T, C] of parts, each by its share."""
-    shares = torch.stack([part.lse_BHT for part in parts]).softmax(dim=0)
-    outputs = (part.out_BHTC * share[..., None] for part, share in zip(parts, shares, strict=True))
-    total = next(outputs)
-    for output in outputs:
-        total += output
-    return total
+def _add(one: Part, other: Part) -> Part:
+    """Put two parts together, each by its share; both are used up."""
+    lse_BHT = torch.logaddexp(one.lse_BHT, other.lse_BHT)
+    one.out_BHTC.mul_((one.lse_BHT - lse_BHT).exp_()[..., None])
+    other.out_BHTC.mul_((other.lse_BHT - lse_BHT).exp_()[..., None])
+    return Part(one.out_BHTC.add_(other.out_BHTC), lse_BHT)
 
 
 def _attend_past(q_BHTC: Tensor, past: Past, *, cache: KVCache) -> Part:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedLinear
-from trilith.model import RMSNorm, Transformer, count_parameters
+from trilith.model import Block, RMSNorm, Transformer, count_parameters
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.precision import restore_rows
 from trilith.packed.read import PackedFile, naming, read_packed
@@ -26,25 +26,56 @@ def load_model(path: Path) -> Transformer:
 
 def build_packed_model(file: PackedFile) -> Transformer:
     """Build the model of a packed file that was read: in evaluation mode, without gradients."""
+    return _filled(_skeleton(file), file, tensors=dict(file.tensors))
+
+
+def build_outer_model(file: PackedFile) -> Transformer:
+    """Build what lies around the blocks; of those there are none."""
     model = _skeleton(file)
-    unused = dict(file.tensors)
-    unused.pop(TOKENIZER_TENSOR)
+    model.blocks = nn.ModuleList()
+    outer = {name: x for name, x in file.tensors.items() if not name.startswith("blocks.")}
+    return _filled(model, file, tensors=outer)
+
+
+def build_packed_block(file: PackedFile, layer: int) -> Block:
+    """Build one block of the model."""
+    prefix = f"blocks.{layer}."
+    with torch.device("meta"):
+        linear = partial(nn.Linear, bias=False)
+        block = Block(file.manifest.model, layer=layer, linear=linear)
+    tensors = {name: x for name, x in file.tensors.items() if name.startswith(prefix)}
     with naming(file.path):
-        for name, module in list(model.named_modules()):
-            if isinstance(module, RMSNorm):
-                _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
-            elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
-                model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
-            elif isinstance(module, nn.Linear) and name != "head":
-                _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
-        _fill(model.embedding, _take_rows(unused, "embedding"))
+        _fill_modules(block, prefix, file=file, unused=tensors)
+    return block.requires_grad_(False).eval()
+
+
+def _filled(model: Transformer, file: PackedFile, *, tensors: dict[str, Tensor]) -> Transformer:
+    """Fill a skeleton with tensors, all of which must have their place."""
+    tensors.pop(TOKENIZER_TENSOR)
+    with naming(file.path):
+        _fill_modules(model, "", file=file, unused=tensors)
+        _fill(model.embedding, _take_rows(tensors, "embedding"))
         if file.manifest.model.tied_head:
             model.head.weight = model.embedding.weight
         else:
-            _fill(model.head, _take_rows(unused, "head"))
-        if unused:
-            raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
+            _fill(model.head, _take_rows(tensors, "head"))
+        if tensors:
+            raise ValueError(f"holds tensors that its model has no place for: {sorted(tensors)}")
     return model.requires_grad_(False).eval()
+
+
+def _fill_modules(
+    root: nn.Module, prefix: str, *, file: PackedFile, unused: dict[str, Tensor]
+) -> None:
+    """Fill norms and projections below `root`, whose names in the file begin with `prefix`."""
+    for name, module in list(root.named_modules()):
+        full = f"{prefix}{name}"
+        if isinstance(module, RMSNorm):
+            _fill(module, _take(unused, f"{full}.weight", torch.float32).clone())
+        elif isinstance(module, nn.Linear) and f"{full}.codes" in unused:
+            root.set_submodule(name, _packed_linear(file, full, unused=unused, like=module))
+        elif isinstance(module, nn.Linear) and full != "head":
+            _fill(module, _take(unused, f"{full}.weight", torch.bfloat16).float())
 
 
 def _skeleton(file: PackedFile) -> Transformer:

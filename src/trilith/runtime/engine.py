@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from trilith.model import CacheConfig, KVCache, ModelConfig, Transformer
-from trilith.packed import PackedFile, build_packed_model, read_packed
+from trilith.packed import PackedFile, build_outer_model, build_packed_model, read_packed
+from trilith.runtime.layer_stream import LayerStream
+from trilith.runtime.memory import PREFILL_TOKENS, Layers
 from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
+from trilith.runtime.room import require_memory
 from trilith.runtime.sampling import Sampler, SamplingConfig
-
-# Tokens of a prompt that run at once.
-PREFILL_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,41 @@ class Engine:
         self.model = model
         self.file = file
         self.cache_config = cache
-        self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
+        is_native = self.stream is None and decodes_natively(model)
+        self.decoder = NativeDecoder(model, file=file) if is_native else None
 
     @classmethod
-    def load(cls, path: Path, *, cache: CacheConfig = CacheConfig()) -> "Engine":  # noqa: B008
-        """Read and check a packed file and build its model; its caches are those of `cache`.
+    def load(
+        cls,
+        path: Path,
+        *,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008
+        layers: Layers = "held",
+    ) -> "Engine":
+        """Read and check a packed file and build its model.
+
+        Args:
+            path: of the file.
+            cache: how its caches keep keys and values.
+            layers: `streamed` reads each block just before it runs, for models larger than the
+                memory; decoding then goes through the torch modules.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is foreign or damaged.
+            ValueError: the file is foreign or damaged, or too large for this machine.
         """
+        require_memory(path, cache=cache, layers=layers)
         file = read_packed(path)
-        return cls(build_packed_model(file), file=file, cache=cache)
+        if layers == "held":
+            return cls(build_packed_model(file), file=file, cache=cache)
+        model = build_outer_model(file)
+        model.blocks = LayerStream(file)  # type: ignore[assignment]
+        return cls(model, file=file, cache=cache)
+
+    @property
+    def stream(self) -> LayerStream | None:
+        """The blocks, where they are streamed."""
+        return self.model.blocks if isinstance(self.model.blocks, LayerStream) else None
 
     @property
     def config(self) -> ModelConfig:
@@ -144,7 +167,9 @@ class Engine:
                 return
             yield int(next_B)
             if num_new < config.max_new_tokens:
-                tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
+                if config.sampling.repetition_penalty != 1:
+                    # Each id once, so that an endless stream stays small.
+                    tokens_BT = torch.cat([tokens_BT[0], next_B]).unique()[None]
                 logits_BV = self.decode_one_token(next_B, cache=cache)
 
     def _check_tokens(self, tokens_BT: Tensor) -> None:
