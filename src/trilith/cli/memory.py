@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         metavar="KEY=VALUE",
         help="context, batch, prompt, cache_bits, layers (held or streamed), device (a GPU's name "
-        "or cpu), variant (ternary or dense), and choices from conf/, such as: model=7b quant=prime7 "
-        "train=gpu pack=bits2",
+        "or cpu), variant (ternary or dense), and choices from conf/, such as: model=7b "
+        "quant=prime7 train=gpu pack=bits2",
     )
     parser.set_defaults(run=run)
 
