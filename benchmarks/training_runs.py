@@ -59,7 +59,7 @@ def available(corpora: Sequence[str]) -> list[str]:
 def finish(runs: list[Run], *, work: Path, jobs: int) -> list[Path]:
     """Run what is not finished yet, `jobs` at a time; return the folders with their metrics."""
     for corpus, vocab_size in dict.fromkeys((run.corpus, run.vocab_size) for run in runs):
-        _prepare(corpus, vocab_size, work)
+        prepare(corpus, vocab_size, work)
     with ThreadPoolExecutor(jobs) as pool:
         folders = pool.map(lambda run: _finish_one(run, work), runs)
         return list(tqdm(folders, total=len(runs), unit="run"))
@@ -70,7 +70,7 @@ def tokens_dir(corpus: str, vocab_size: int, work: Path) -> Path:
     return work / f"{corpus}-{vocab_size}" / "tokens"
 
 
-def _prepare(corpus: str, vocab_size: int, work: Path) -> None:
+def prepare(corpus: str, vocab_size: int, work: Path) -> None:
     """Curate and tokenize a corpus, once."""
     tokens = tokens_dir(corpus, vocab_size, work)
     folder = tokens.parent
@@ -86,10 +86,10 @@ def _prepare(corpus: str, vocab_size: int, work: Path) -> None:
             *("corpus=dataset", "corpus.source.name=json", "corpus.gates.min_letter_share=0"),
             *("corpus.source.licence=cc0-1.0", f"corpus.source.data_files=[{texts}]"),
         ]
-    _stage("curate", *source, f"out_dir={folder}/corpus", f"metrics_dir={folder}/curate")
+    run_stage("curate", *source, f"out_dir={folder}/corpus", f"metrics_dir={folder}/curate")
     place = (f"inputs.corpus={folder}/corpus", f"out_dir={tokens}")
     size = f"tokenizer.vocab_size={vocab_size}"
-    _stage("tokenization", *place, size, f"metrics_dir={folder}/tokenize")
+    run_stage("tokenization", *place, size, f"metrics_dir={folder}/tokenize")
 
 
 def _texts(corpus: str) -> Iterator[str]:
@@ -114,11 +114,16 @@ def _finish_one(run: Run, work: Path) -> Path:
         size = (f"model={run.model}", f"tokenizer.vocab_size={run.vocab_size}", *run.size)
         length = (f"pretrain.num_steps={run.num_steps}", f"seed={run.seed}")
         own = (f"variant={run.arm.variant}", *run.arm.overrides)
-        _stage("pretrain", *COMMON, *place, *size, *length, *own)
+        run_stage("pretrain", *COMMON, *place, *size, *length, *own)
     return folder
 
 
-def _stage(name: str, *overrides: str) -> None:
+def run_stage(name: str, *overrides: str) -> None:
+    """Run a stage of the pipeline by hand.
+
+    Raises:
+        RuntimeError: it fails; the text says with what command and why.
+    """
     command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -27,6 +27,7 @@ class Inputs:
     corpus: str
     tokens: str
     checkpoints: str
+    teacher: str
     evolved: str
     packed: str
     metrics: str

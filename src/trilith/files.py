@@ -20,6 +20,7 @@ STEP_COLUMNS = (
     "step",
     "tokens",
     "loss_nats",
+    "kl_nats",
     "lr",
     "grad_norm",
     "tokens_per_s",

@@ -17,6 +17,7 @@ QUANTS = {
     "ternary groups": QuantConfig("ternary", "absmean", "group", 8, 8),
     "sign rows": QuantConfig("sign", "absmean", "row", None, 8),
     "prime7 rows": QuantConfig("prime7", "least_squares", "row", None, 8),
+    "planes rows": QuantConfig("planes", "least_squares", "row", None, 8),
     "uniform7 groups": QuantConfig("uniform7", "least_squares", "group", 8, 8),
 }
 

@@ -134,7 +134,7 @@ def test_a_forked_child_computes_too(isa: Isa) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("grid", ["ternary", "prime7"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "planes"])
 def test_the_largest_sums_do_not_overflow(isa: Isa, grid: str) -> None:
     weight = _weight(grid, (17, 9001, 1), 1)
     highest = torch.full((17, 9001), GRIDS[grid].num_levels - 1, dtype=torch.uint8)
@@ -201,6 +201,7 @@ def test_only_a_model_that_the_caches_cannot_hold_keeps_base_3() -> None:
     assert layout_in_memory(grid, codec=base3, num_weights=10**6, group_in=2048) == "bits2"
     assert layout_in_memory(grid, codec=base3, num_weights=2**28, group_in=2**16) == "bits2"
     assert layout_in_memory(GRIDS["prime7"], codec=CODECS["bits3"], **large) == "bits4"
+    assert layout_in_memory(GRIDS["planes"], codec=CODECS["planes"], **large) == "bits4"
 
 
 def test_sums_of_the_most_inputs_that_base_3_takes_do_not_overflow(isa: Isa) -> None:

@@ -29,6 +29,7 @@ QUANTS = {
     "ternary float activations": QuantConfig("ternary", "absmean", "tensor", None, None),
     "prime7": QuantConfig("prime7", "least_squares", "row", None, 8),
     "prime5": QuantConfig("prime5", "least_squares", "tensor", None, 8),
+    "planes": QuantConfig("planes", "least_squares", "row", None, 8),
     "uniform7": QuantConfig("uniform7", "least_squares", "row", None, None),
     "sign": QuantConfig("sign", "absmean", "row", None, 8),
 }

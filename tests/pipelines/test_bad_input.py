@@ -96,11 +96,27 @@ def other_tokenizer(path: Path) -> None:
     path.write_bytes(train_tokenizer(["\n".join(lines)], config).model_bytes)
 
 
+DENSE_READERS = ("teach", "evolve", "pack")
 DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
-    (f"{DENSE}/model.safetensors", flip_a_byte, ("evolve", "pack"), "model.safetensors is damaged"),
-    (f"{DENSE}/model.safetensors", truncate, ("evolve", "pack"), "model.safetensors is damaged"),
-    (f"{DENSE}/model.safetensors", Path.unlink, ("evolve", "pack"), "not exist; pretrain"),
-    (f"{DENSE}/config.json", not_json, ("evolve", "pack"), "config.json is damaged (not JSON"),
+    (
+        f"{DENSE}/model.safetensors",
+        flip_a_byte,
+        DENSE_READERS,
+        "model.safetensors is damaged",
+    ),
+    (
+        f"{DENSE}/model.safetensors",
+        truncate,
+        DENSE_READERS,
+        "model.safetensors is damaged",
+    ),
+    (f"{DENSE}/model.safetensors", Path.unlink, DENSE_READERS, "not exist; pretrain"),
+    (
+        f"{DENSE}/config.json",
+        not_json,
+        DENSE_READERS,
+        "config.json is damaged (not JSON",
+    ),
     (f"{DENSE}/config.json", empty_list, ("evolve",), "checkpoint format None"),
     (f"{DENSE}/config.json", other_version, ("evolve",), "checkpoint format 99"),
     (
@@ -109,7 +125,12 @@ DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
         ("evolve",),
         "damaged (lacks ['model'])",
     ),
-    (f"{DENSE}/config.json", other_size, ("evolve", "pack"), "does not fit the model's shape"),
+    (
+        f"{DENSE}/config.json",
+        other_size,
+        DENSE_READERS,
+        "does not fit the model's shape",
+    ),
     (f"{DENSE}/config.json", Path.unlink, ("evolve",), "pretrain makes it"),
     ("data/tokens/train.bin", truncate, ("pretrain",), "expected"),
     ("data/tokens/train.bin", flip_a_byte, ("pretrain",), "train.bin is damaged"),
@@ -118,7 +139,7 @@ DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
     (
         "data/tokens/tokenizer.model",
         other_tokenizer,
-        ("pretrain", "evolve", "pack", "evaluate"),
+        ("pretrain", "teach", "evolve", "pack", "evaluate"),
         "tokenizer.model is not the tokenizer that made these ids",
     ),
     ("data/packed/dense.safetensors", flip_a_byte, ("evaluate",), "dense.safetensors has damaged"),
@@ -129,12 +150,15 @@ DAMAGES: list[tuple[str, Damage, tuple[str, ...], str]] = [
         ("tokenization", "evolve", "evaluate"),
         "documents.parquet is damaged",
     ),
+    ("data/teacher/manifest.json", not_json, ("evolve",), "manifest.json is damaged"),
+    ("data/teacher/ids.npy", Path.unlink, ("evolve",), "ids.npy does not exist; teach makes it"),
     ("data/corpus/documents.parquet", truncate, ("tokenization",), "documents.parquet is damaged"),
 ]
 ABSENT = [
     ("data/corpus", "tokenization", "documents.parquet does not exist; curate makes it"),
     ("data/tokens", "pretrain", "manifest.json does not exist; tokenize makes it"),
     ("data/checkpoints", "evolve", "config.json does not exist; pretrain makes it"),
+    ("data/teacher", "evolve", "manifest.json does not exist; teach makes it"),
     ("data/evolved", "pack", "data/evolved does not exist; evolve makes it"),
     ("data/packed", "evaluate", "dense.safetensors does not exist; pack makes it"),
     ("reports/metrics/evaluate", "report", "metrics.json does not exist; evaluate makes it"),

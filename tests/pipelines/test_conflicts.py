@@ -28,7 +28,7 @@ def test_shards_of_another_tokenizer_are_refused_by_all_that_use_old_models(
     assert run_stage(chain, "tokenization", *places("data/tokens"), other).status == 0
     for arguments, words in (
         (TERNARY, "model.vocab_size=420, but the token shards have 430 ids"),
-        (("evolve", *places("data/evolved")), "another tokenizer than the one the dense twin"),
+        (("evolve", *places("data/evolved")), "another tokenizer than data/checkpoints/dense was"),
         (("pack", *places("data/packed")), "data/checkpoints/dense was trained with another"),
         (("evaluate", *places("data/evaluation")), "holds another tokenizer than the token shards"),
     ):

@@ -5,6 +5,8 @@ import torch
 
 from trilith.quant import CODECS, GRIDS, Codec, codecs_for
 
+# Codecs whose bytes are digits of one number; planes have two.
+ONE_PLANE = [codec for codec in CODECS.values() if codec.name != "planes"]
 SHAPES = [(0,), (1,), (4,), (5,), (6,), (7, 13), (3, 5, 2), (64,), (1000,), (0, 5)]
 
 
@@ -35,11 +37,19 @@ def test_unpack_undoes_pack(codec: Codec, shape: tuple[int, ...]) -> None:
     assert torch.equal(codec.unpack(packed, shape), codes)
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("codec", ONE_PLANE, ids=[codec.name for codec in ONE_PLANE])
 @pytest.mark.parametrize("count", [1, 7, 41])
 def test_bytes_are_the_digits_from_the_low_end(codec: Codec, count: int) -> None:
     codes = _codes(codec, (count,), seed=count)
     assert codec.pack(codes).tolist() == _bytes_by_hand(codec, codes.tolist())
+
+
+def test_planes_are_two_ternary_files_whose_levels_add_up() -> None:
+    grid, base3 = GRIDS["planes"], CODECS["base3"]
+    packed = CODECS["planes"].pack(_codes(CODECS["planes"], (41,)))
+    first, second = (base3.unpack(half, (41,)).double() - 1 for half in packed.chunk(2))
+    levels = torch.tensor(grid.levels, dtype=torch.double)[_codes(CODECS["planes"], (41,)).long()]
+    assert torch.allclose(first / 5 + second / 3, levels, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -49,7 +59,8 @@ def test_transposed_codes_pack_in_row_major_order(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_bytes"), [("base3", 20), ("bits1", 13), ("bits2", 25), ("bits3", 39)]
+    ("name", "num_bytes"),
+    [("base3", 20), ("bits1", 13), ("bits2", 25), ("bits3", 39), ("planes", 40)],
 )
 def test_bytes_of_a_hundred_codes(name: str, num_bytes: int) -> None:
     assert CODECS[name].num_bytes(100) == num_bytes
@@ -94,11 +105,12 @@ def test_a_wrong_length_is_refused(codec: Codec) -> None:
 @pytest.mark.parametrize(
     ("grid", "names"),
     [
-        ("sign", ["bits1", "base3", "bits2", "bits3"]),
-        ("ternary", ["base3", "bits2", "bits3"]),
-        ("prime5", ["bits3"]),
-        ("prime7", ["bits3"]),
-        ("uniform7", ["bits3"]),
+        ("sign", ["bits1", "base3", "bits2", "bits3", "planes"]),
+        ("ternary", ["base3", "bits2", "bits3", "planes"]),
+        ("prime5", ["bits3", "planes"]),
+        ("prime7", ["bits3", "planes"]),
+        ("planes", ["planes"]),
+        ("uniform7", ["bits3", "planes"]),
     ],
 )
 def test_codecs_of_a_grid_come_smallest_first(grid: str, names: list[str]) -> None:

@@ -24,6 +24,10 @@ def _nearest_by_search(value: float, grid: Grid) -> int:
         ("ternary", (-1, 0, 1)),
         ("prime7", (-1 / 2, -1 / 3, -1 / 5, 0, 1 / 5, 1 / 3, 1 / 2)),
         ("prime5", (-1 / 2, -1 / 3, 0, 1 / 3, 1 / 2)),
+        (
+            "planes",
+            (-8 / 15, -1 / 3, -1 / 5, -2 / 15, 0, 2 / 15, 1 / 5, 1 / 3, 8 / 15),
+        ),
         ("uniform7", (-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1)),
         ("sign", (-1, 1)),
     ],
@@ -56,7 +60,7 @@ def test_ties_go_towards_zero_and_zero_counts_as_positive(name: str) -> None:
     assert nearest_codes(values, grid).tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["prime7", "prime5", "uniform7"])
+@pytest.mark.parametrize("name", ["prime7", "prime5", "planes", "uniform7"])
 def test_ties_between_levels_go_to_the_one_nearer_to_zero(name: str) -> None:
     grid = grid_named(name)
     positive = torch.tensor([level for level in grid.levels if level >= 0])

@@ -122,7 +122,7 @@ def _exact(values: Tensor, codes: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "uniform7", "sign"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "planes", "uniform7", "sign"])
 @pytest.mark.parametrize(("num_out", "num_groups"), [(1, 1), (13, 1), (13, 3)])
 def test_products_are_exact_integers(grid: str, num_out: int, num_groups: int) -> None:
     generator = torch.Generator().manual_seed(0)

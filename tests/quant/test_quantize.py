@@ -29,7 +29,7 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other() -
 
 
 @pytest.mark.parametrize(("granularity", "group_size"), GRANULARITIES)
-@pytest.mark.parametrize("grid", ["ternary", "prime7", "sign"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "planes", "sign"])
 def test_codes_and_scales_element_by_element(
     grid: str, granularity: str, group_size: int | None
 ) -> None:

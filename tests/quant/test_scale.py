@@ -39,6 +39,7 @@ def _sqnr_on_a_gaussian(grid: str, rule: str) -> float:
         ("ternary", "absmean", 5.8),
         ("prime7", "least_squares", 12.8),
         ("uniform7", "least_squares", 13.3),
+        ("planes", "least_squares", 15.0),
         # Lloyd-Max of two levels: 1 / (1 - 2 / pi).
         ("sign", "least_squares", 10 * math.log10(1 / (1 - 2 / math.pi))),
     ],
@@ -106,7 +107,7 @@ def test_ternary_least_squares_is_near_the_exact_optimum(seed: int) -> None:
     assert best * (1 - 1e-5) <= error <= best * 1.01
 
 
-@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "uniform7", "sign"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "planes", "uniform7", "sign"])
 def test_a_refinement_never_increases_the_error(grid: str) -> None:
     blocks = _gaussian(50, 33, seed=4)
     scale = torch.full((50,), 0.3)
@@ -134,7 +135,7 @@ def _weighted_error(values: Tensor, scale: Tensor, grid: str, importance: Tensor
     return (importance.double() * distances.square()).sum(dim=-1)
 
 
-@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "uniform7", "sign"])
+@pytest.mark.parametrize("grid", ["ternary", "prime7", "prime5", "planes", "uniform7", "sign"])
 def test_a_weighted_fit_never_has_a_larger_weighted_error_than_the_plain_one(grid: str) -> None:
     values = _gaussian(200, 40, seed=5)
     importance = _gaussian(200, 40, seed=6).abs() ** 3

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 STEP_HEADER = (
-    "step", "tokens", "loss_nats", "lr", "grad_norm", "tokens_per_s", "mfu", "step_s", "data_s",
-    "forward_s", "backward_s", "optimizer_s", "memory_bytes", "zero_share", "flip_rate",
+    "step", "tokens", "loss_nats", "kl_nats", "lr", "grad_norm", "tokens_per_s", "mfu", "step_s",
+    "data_s", "forward_s", "backward_s", "optimizer_s", "memory_bytes", "zero_share", "flip_rate",
 )  # fmt: skip
 # Seconds of a step, of its four parts, and bytes.
 STEP_COST = (0.0571, 0.0012, 0.0181, 0.0302, 0.0064, 812_000_000)
@@ -41,7 +41,8 @@ def write_tree(folder: Path) -> Path:
     write(folder / "evaluate" / "metrics.json", evaluation())
     for place, wall_s in (
         ("curate", 61.2), ("tokenize", 18.9), ("pretrain/dense", 1510.0),
-        ("pretrain/ternary", 1893.5), ("evolve", 1204.0), ("pack", 3.1), ("evaluate", 240.7),
+        ("pretrain/ternary", 1893.5), ("teach", 30.0), ("evolve", 1204.0), ("pack", 3.1),
+        ("evaluate", 240.7),
     ):  # fmt: skip
         run = {"seed": 7, "versions": VERSIONS, "device": "cpu", "threads": 2, "wall_s": wall_s}
         if place == "evolve" or place.startswith("pretrain"):
@@ -165,7 +166,8 @@ def _write_curves(
         if quantized and not phases and 398 < step < 404:
             loss += 2.5
         lr = 1.5e-3 * min(1, step / 50, (NUM_STEPS - step + 1) / 200)
-        row = [step, step * BATCH_TOKENS, f"{loss:.5f}", f"{lr:.6g}",
+        kl = f"{gap:.3f}" if phases and quantized else ""
+        row = [step, step * BATCH_TOKENS, f"{loss:.5f}", kl, f"{lr:.6g}",
                f"{abs(rng.gauss(0.6, 0.1)) + 4 / step:.5f}", f"{rng.gauss(1e4, 300):.1f}",
                f"{rng.gauss(0.41, 0.01):.4f}", *STEP_COST]  # fmt: skip
         row += (

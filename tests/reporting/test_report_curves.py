@@ -43,7 +43,7 @@ def test_thinning_keeps_every_spike_and_the_order() -> None:
 
 def test_after_a_rollback_the_later_pass_counts(tmp_path: Path) -> None:
     steps = [(1, 5.0), (2, 4.0), (3, 99.0), (2, 3.5), (3, 3.0)]
-    rows = [[step, 1, loss, 0.1, 1, 1, 0.1, *STEP_COST, "", ""] for step, loss in steps]
+    rows = [[step, 1, loss, "", 0.1, 1, 1, 0.1, *STEP_COST, "", ""] for step, loss in steps]
     write_rows(tmp_path / "steps.csv", STEP_HEADER, rows)
     write_rows(tmp_path / "validation.csv", ("step", "tokens", "loss_nats"), [])
     write_rows(tmp_path / "events.csv", ("step", "kind", "detail"), [(3, "rollback", "to 1")])

@@ -110,7 +110,7 @@ def test_phases_run_from_their_first_to_their_last_step(finished_metrics: Path) 
 def test_steps_that_begin_again_with_a_phase_are_refused(metrics: Path) -> None:
     header = (metrics / "evolve/curves/evolved/steps.csv").read_text().splitlines()[0].split(",")
     rows = [
-        [step, 1, 4.0, 0.1, 1, 1, 0.1, *STEP_COST, "", "", phase]
+        [step, 1, 4.0, "", 0.1, 1, 1, 0.1, *STEP_COST, "", "", phase]
         for phase in "ab"
         for step in (1, 2)
     ]

@@ -61,6 +61,7 @@ RECIPE = Recipe(
     dense_share=0.0,
     ramp_share=0.0,
     z_loss=0.0,
+    latent_noise=0.0,
 )
 
 Fit = Callable[..., dict[str, Any]]

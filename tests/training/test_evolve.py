@@ -27,9 +27,11 @@ from trilith.training.evolve import EvolveInputs, evolve
 from trilith.training.evolve_config import EvolveConfig, Phase
 from trilith.training.fit import RunPlace
 from trilith.training.module import cross_entropy
+from trilith.training.teaching import Teacher
 
 MARKS = Marks(bos=1, user=4, assistant=5, end=6, pad=3)
 FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
+PRIME7 = QuantConfig("prime7", "least_squares", "row", None, 8)
 ABSMEAN = QuantConfig("ternary", "absmean", "tensor", None, 8)
 LENGTH = 24
 
@@ -72,6 +74,13 @@ def twin(tokens_dir: Path, toy: ModelConfig) -> Checkpoint:
     return Checkpoint(model, None, shard.tokenizer_sha256, seen)
 
 
+def inputs_of(
+    dense: Checkpoint, tokens_dir: Path, rows: AnswerRows, held_out: AnswerRows
+) -> EvolveInputs:
+    teacher = Teacher(dense, {"model.safetensors": "0"}, "the twin")
+    return EvolveInputs(teacher, tokens_dir, tokens_dir / "nothing", rows, held_out)
+
+
 def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
     options: dict[str, Any] = {
         "recipe": replace(RECIPE, warmup_steps=1),
@@ -81,6 +90,13 @@ def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
         "fit": "plain",
         "calibration_windows": 4,
         "kl_weight": 1.0,
+        "teacher": None,
+        "text_share": 0.0,
+        "kl_budget": None,
+        "move_share": None,
+        "top_k": None,
+        "patience": None,
+        "control": True,
     }
     return EvolveConfig(phases=phases, **options | changes)
 
@@ -95,7 +111,7 @@ def test_a_phase_starts_from_its_fit_and_reports_what_each_projection_loses(
 ) -> None:
     dense = twin(tokens_dir, toy)
     rows = answers(tokens_dir, pack_instructions)
-    inputs = EvolveInputs(dense, tokens_dir, rows, rows, "CC BY-NC 4.0")
+    inputs = inputs_of(dense, tokens_dir, rows, rows)._replace(licence="CC BY-NC 4.0")
     options = config({"ternary": Phase(FITTED, 2)}, fit="gptq", answer_packing="best_fit")
     metrics = run(inputs, options, place, tmp_path / "out")
     tokens = open_split(tokens_dir, "train").tokens
@@ -117,7 +133,7 @@ def test_a_phase_of_no_steps_is_the_fit_alone(
     dense = twin(tokens_dir, toy)
     rows = answers(tokens_dir, encode_instructions)
     none = rows._replace(tokens=rows.tokens[:0], answer_mask=rows.answer_mask[:0])
-    inputs = EvolveInputs(dense, tokens_dir, rows, none)
+    inputs = inputs_of(dense, tokens_dir, rows, none)
     metrics = run(inputs, config({"ternary": Phase(FITTED, 0)}), place, tmp_path / "out")
     windows = TokenWindows(
         open_split(tokens_dir, "train").tokens, context=TRAIN.context, batch_size=4, seed=0
@@ -167,6 +183,20 @@ def test_packed_answers_have_the_loss_that_they_have_alone(
         ({"answer_packing": "tight"}, "answer_packing='tight' is not known; choose none or"),
         ({"fit": "weighted", "phases": {"t": Phase(ABSMEAN, 2)}}, "phases.t.quant.scale_rule=absm"),
         ({"phases": {}}, "phases is empty"),
+        ({"text_share": 1.0}, "text_share=1.0 must lie in"),
+        ({"patience": 0}, "patience=0 must be at least 1, or null"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_k": 8, "kl_weight": 0.0}, "top_k=8 has no effect with evolve.kl_weight=0"),
+        ({"kl_budget": 0.1}, "kl_budget=0.1 with evolve.move_share=None; set both"),
+        ({"kl_budget": 0.0, "move_share": 0.5}, "kl_budget=0.0 must be positive"),
+        (
+            {
+                "kl_budget": 0.1,
+                "move_share": 0.5,
+                "phases": {"a": Phase(FITTED, 2), "b": Phase(ABSMEAN, 2)},
+            },
+            "kl_budget needs one rule and granularity",
+        ),
     ],
 )
 def test_an_option_that_cannot_be_is_named(changes: dict[str, Any], words: str) -> None:
@@ -177,3 +207,82 @@ def test_an_option_that_cannot_be_is_named(changes: dict[str, Any], words: str) 
 def test_negative_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="num_steps=-1 must not be negative"):
         Phase(FITTED, -1)
+
+
+def test_without_a_control_the_teacher_is_the_reference(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    options = config({"ternary": Phase(FITTED, 2)}, control=False)
+    run(inputs_of(dense, tokens_dir, rows, rows), options, place, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evolved_ternary"]
+    made = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve")
+    assert made.provenance["reference"] == "dense"
+
+
+def test_a_phase_may_see_text_alone_first(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    options = config({"ternary": Phase(FITTED, 4)}, text_share=0.5)
+    run(inputs_of(dense, tokens_dir, rows, rows), options, place, tmp_path / "out")
+    seen = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve").provenance
+    assert seen["num_answers_seen"] == 2 * 2
+
+
+def test_a_phase_ends_early_and_its_control_with_it(
+    tokens_dir: Path,
+    toy: ModelConfig,
+    place: RunPlace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    losses = iter([3.0, 2.0, 2.5, 2.6, *[9.0] * 50])
+    monkeypatch.setattr(
+        "trilith.training.evolve_phase.held_out_loss", lambda *_: 1000 * next(losses)
+    )
+    options = config({"ternary": Phase(FITTED, 30)}, patience=2)
+    train = replace(TRAIN, validation_batches=2, validate_every=3)
+    inputs = inputs_of(dense, tokens_dir, rows, rows)
+    metrics = evolve(inputs, config=options, train=train, out_dir=tmp_path / "out", place=place)
+    # Best at the second validation; the two after it were no better.
+    assert metrics["evolved_ternary/train/last_step"] == 12
+    assert metrics["dense_continued_ternary/train/num_steps"] == 12
+    assert metrics["dense_continued_ternary/train/result_step"] == 12
+
+
+def test_layers_move_within_the_budget(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    phases = {"prime7": Phase(PRIME7, 6), "ternary": Phase(FITTED, 6)}
+    options = config(phases, kl_budget=1e-9, move_share=0.5, control=False)
+    metrics = run(inputs_of(dense, tokens_dir, rows, rows), options, place, tmp_path / "out")
+    assert metrics["evolved_ternary/descent/num_groups"] > 1
+    made = load_checkpoint(tmp_path / "out" / "evolved_ternary", made_by="evolve")
+    assert made.quant == FITTED
+    shares = [v for k, v in metrics.items() if k.startswith("evolved_ternary/quant/level_share/")]
+    assert len(shares) == 3 and sum(shares) == pytest.approx(1)
+    assert metrics["evolved_ternary/train/kl_nats"] > 0
+
+
+def test_what_is_no_dense_model_cannot_teach(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    options = config({"ternary": Phase(FITTED, 2)})
+    for wrong, words in (
+        (dense._replace(quant=FITTED), "is on the grid ternary; evolution starts from a dense"),
+        (dense._replace(tokenizer_sha256="0"), "another tokenizer than the twin was trained with"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(inputs_of(wrong, tokens_dir, rows, rows), options, place, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"top_k=5000 of .* leaves none out"):
+        many = config({"ternary": Phase(FITTED, 2)}, top_k=5000)
+        run(inputs_of(dense, tokens_dir, rows, rows), many, place, tmp_path / "out")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Keys of the section `pack`, for a model on a grid.
 _CHOICES = {
-    "codec": "of the projections: smallest, base3, bits1, bits2 or bits3",
+    "codec": "of the projections: smallest, base3, bits1, bits2, bits3 or planes",
     "embedding": "precision of embedding and head: bf16 or int8",
 }
 

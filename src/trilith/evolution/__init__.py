@@ -9,9 +9,10 @@ from trilith.evolution.dataset import (
     read_instructions,
 )
 from trilith.evolution.descent import grid_sqnr_db
-from trilith.evolution.distill import forward_kl
+from trilith.evolution.distill import TopPredictions, forward_kl, top_kl, top_predictions
 from trilith.evolution.gridfit import FitMethod, GridFit, fit_to_grid
 from trilith.evolution.instructions import Instruction, SourceText, Turn, derive_instructions
+from trilith.evolution.sensitivity import groups_within, layer_costs
 
 __all__ = [
     "AnswerRows",
@@ -22,6 +23,7 @@ __all__ = [
     "InstructionSet",
     "Marks",
     "SourceText",
+    "TopPredictions",
     "Turn",
     "announce_licence",
     "check_files",
@@ -30,6 +32,10 @@ __all__ = [
     "fit_to_grid",
     "forward_kl",
     "grid_sqnr_db",
+    "groups_within",
+    "layer_costs",
     "pack_instructions",
     "read_instructions",
+    "top_kl",
+    "top_predictions",
 ]

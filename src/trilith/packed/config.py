@@ -12,7 +12,7 @@ EmbeddingPrecision = Literal["bf16", "int8"]
 class PackConfig:
     """The codec of the projections and the precision of embedding and head.
 
-    `codec` is "smallest" (base3 for ternary, bits3 for 5 and 7 levels) or a codec's name;
+    `codec` is "smallest" (base3 for ternary, bits3 for 5 and 7 levels, planes for 9) or its name;
     `embedding` is bf16, or int8 with one float32 scale a row, and holds for an untied head too.
     """
 

@@ -29,11 +29,7 @@ class Codec:
         Raises:
             ValueError: a code is too large for the codec, or the codes are not uint8.
         """
-        if codes.dtype != torch.uint8:
-            raise ValueError(f"codec {self.name} packs uint8 codes, got {codes.dtype}")
-        flat = codes.reshape(-1)
-        if flat.numel() and int(flat.max()) >= self.num_codes:
-            raise ValueError(f"code {int(flat.max())} does not fit codec {self.name}")
+        flat = self._checked(codes).reshape(-1)
         padding = -flat.numel() % self.codes_per_unit
         units = torch.cat([flat, flat.new_zeros(padding)]).view(-1, self.codes_per_unit)
         weights = torch.tensor([self.num_codes**i for i in range(self.codes_per_unit)])
@@ -47,12 +43,7 @@ class Codec:
         Raises:
             ValueError: the length, a value or the padding is not what `pack` writes.
         """
-        count = int(torch.Size(shape).numel())
-        if packed.dtype != torch.uint8 or packed.numel() != self.num_bytes(count):
-            raise ValueError(
-                f"codec {self.name} expects {self.num_bytes(count)} bytes (uint8) for shape "
-                f"{tuple(shape)}, got {packed.numel()} ({packed.dtype})"
-            )
+        count = self._checked_count(packed, shape)
         units = packed.view(-1, self.bytes_per_unit).int()
         shifts = torch.arange(0, 8 * self.bytes_per_unit, 8, device=packed.device)
         values = (units << shifts).sum(dim=1, dtype=torch.int32)
@@ -67,13 +58,54 @@ class Codec:
             raise ValueError(f"the padding of codec {self.name} is not zero")
         return codes[:count].view(shape)
 
+    def _checked(self, codes: Tensor) -> Tensor:
+        """Return codes that this codec can pack."""
+        if codes.dtype != torch.uint8:
+            raise ValueError(f"codec {self.name} packs uint8 codes, got {codes.dtype}")
+        if codes.numel() and int(codes.max()) >= self.num_codes:
+            raise ValueError(f"code {int(codes.max())} does not fit codec {self.name}")
+        return codes
+
+    def _checked_count(self, packed: Tensor, shape: tuple[int, ...]) -> int:
+        """Return how many codes of this shape the bytes hold."""
+        count = int(torch.Size(shape).numel())
+        if packed.dtype != torch.uint8 or packed.numel() != self.num_bytes(count):
+            raise ValueError(
+                f"codec {self.name} expects {self.num_bytes(count)} bytes (uint8) for shape "
+                f"{tuple(shape)}, got {packed.numel()} ({packed.dtype})"
+            )
+        return count
+
+
+@dataclass(frozen=True)
+class PlanesCodec(Codec):
+    """Packs each of nine codes as two ternary digits: all first ones in base 3, then all second."""
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Pack as `Codec.pack`: the bytes of plane a, then those of plane b."""
+        digits = torch.tensor(_PLANE_DIGITS, dtype=torch.uint8, device=codes.device)
+        planes = digits[self._checked(codes).reshape(-1).int()]
+        return torch.cat([BASE3.pack(planes[:, 0]), BASE3.pack(planes[:, 1])])
+
+    def unpack(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Unpack as `Codec.unpack`."""
+        count = self._checked_count(packed, shape)
+        first, second = packed.view(2, -1)
+        pairs = BASE3.unpack(first, (count,)) * 3 + BASE3.unpack(second, (count,))
+        code_of = torch.tensor([3 * a + b for a, b in _PLANE_DIGITS]).argsort()
+        return code_of.to(packed.device, torch.uint8)[pairs.int()].view(shape)
+
+
+# Digits a and b of the levels (a - 1) / 5 + (b - 1) / 3 of grid `planes`, sorted upwards.
+_PLANE_DIGITS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (2, 1), (1, 2), (2, 2))
 
 BASE3 = Codec("base3", num_codes=3, codes_per_unit=5, bytes_per_unit=1)
 BITS1 = Codec("bits1", num_codes=2, codes_per_unit=8, bytes_per_unit=1)
 BITS2 = Codec("bits2", num_codes=4, codes_per_unit=4, bytes_per_unit=1)
 BITS3 = Codec("bits3", num_codes=8, codes_per_unit=8, bytes_per_unit=3)
+PLANES = PlanesCodec("planes", num_codes=9, codes_per_unit=5, bytes_per_unit=2)
 
-CODECS = {codec.name: codec for codec in (BASE3, BITS1, BITS2, BITS3)}
+CODECS = {codec.name: codec for codec in (BASE3, BITS1, BITS2, BITS3, PLANES)}
 
 
 def codecs_for(num_levels: int) -> list[Codec]:

@@ -46,11 +46,13 @@ TERNARY = Grid("ternary", (-1, 0, 1), 1)
 # Reciprocals of the primes 2, 3, 5 (Trinity) and what is left when 1/5 is dropped.
 PRIME7 = Grid("prime7", (-15, -10, -6, 0, 6, 10, 15), 30)
 PRIME5 = Grid("prime5", (-3, -2, 0, 2, 3), 6)
+# Two ternary planes: a / 5 + b / 3 with a and b in -1, 0, 1.
+PLANES = Grid("planes", (-8, -5, -3, -2, 0, 2, 3, 5, 8), 15)
 # Controls: without them the prime grid would be judged against nothing.
 UNIFORM7 = Grid("uniform7", (-3, -2, -1, 0, 1, 2, 3), 3)
 SIGN = Grid("sign", (-1, 1), 1)
 
-GRIDS = {grid.name: grid for grid in (TERNARY, PRIME7, PRIME5, UNIFORM7, SIGN)}
+GRIDS = {grid.name: grid for grid in (TERNARY, PRIME7, PRIME5, PLANES, UNIFORM7, SIGN)}
 
 
 def grid_named(name: str) -> Grid:

@@ -16,6 +16,7 @@ from trilith.quant.product import Arithmetic, StepWeight, float_product, quantiz
 from trilith.quant.quantize import (
     QuantizedWeight,
     dequantize,
+    expand_scale,
     fake_quantize_activation,
     fit_scale,
     learn_scale,
@@ -85,18 +86,30 @@ class BitLinear(nn.Linear):
             )
 
     @torch.no_grad()
-    def start_step(self, *, hold: bool) -> None:
+    def set_kept(self, other: "BitLinear") -> None:
+        """Take the scales that another layer of the same shape keeps, if its rule keeps any."""
+        self._held = None
+        for name in SCALE_NAMES:
+            own, others = getattr(self, name), getattr(other, name)
+            assert (own is None) == (others is None), (self.config, other.config)
+            if own is not None:
+                own.copy_(others)
+
+    @torch.no_grad()
+    def start_step(self, *, hold: bool, noise: Tensor | None = None) -> None:
         """Tell the layer that the weight has changed; call it before each optimizer step.
 
         Args:
             hold: quantize now, and keep the result for all micro-batches of this step. Without it
                 each forward pass quantizes anew, which needs no memory beside the weight's.
+            noise: added to the latent weight, in units of its scale, before it is quantized; the
+                weight itself stays. It is as large as the weight, and needs `hold`.
         """
         self._held = None
         self._is_refinement_due = self.scale is not None
         if hold and self.quantized_share == 1:
             self._refine_if_due()
-            self._held = self._step_weight()
+            self._held = self._step_weight(noise)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; what a step held is given up."""
@@ -139,8 +152,11 @@ class BitLinear(nn.Linear):
         return F.linear(x, blended)
 
     @torch.no_grad()
-    def _step_weight(self) -> StepWeight:
-        return self.arithmetic.step_weight(self.weight, self._current_scale(), self.config.levels)
+    def _step_weight(self, noise: Tensor | None = None) -> StepWeight:
+        latent, scale = self.weight, self._current_scale()
+        if noise is not None:
+            latent = latent + noise * expand_scale(scale, self.in_features)
+        return self.arithmetic.step_weight(latent, scale, self.config.levels)
 
     def _current_scale(self) -> Tensor:
         if self.log_scale is not None:

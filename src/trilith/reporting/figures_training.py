@@ -123,6 +123,22 @@ def draw_optimization(runs: Sequence[Run], *, stage: str, looks: Palette) -> Dra
     return _draw_curves(runs, curves=curves, caption=caption, looks=looks)
 
 
+def draw_divergence(runs: Sequence[Run], *, looks: Palette) -> Drawing | None:
+    """Draw how far the predictions of each run are from its teacher's; None without a teacher."""
+    taught = [run for run in runs if np.isfinite(run.steps["kl_nats"]).any()]
+    if not taught:
+        return None
+    caption = Caption(
+        name="evolution_divergence",
+        title="Evolution: divergence from the teacher",
+        reading="KL divergence of the dense teacher's predictions on the text of each batch, lower "
+        "is better. It starts at what the grid costs after the fit; where it stays, more steps "
+        "will not bring the teacher's predictions back.",
+    )
+    curves = (Curve("kl_nats", "KL (nats per token)", "log"),)
+    return _draw_curves(taught, curves=curves, caption=caption, looks=looks)
+
+
 def draw_quantization(runs: Sequence[Run], *, stage: str, looks: Palette) -> Drawing | None:
     """Draw flip rate and zero share of the runs of a stage; None when no run is quantized."""
     quantized = [

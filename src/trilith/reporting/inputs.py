@@ -11,7 +11,7 @@ from trilith.reporting.curves import Run, read_run
 
 REFERENCE = "dense"
 VARIANTS = ("dense", "ternary")
-STAGES = ("curate", "tokenize", "pretrain", "evolve", "pack", "evaluate")
+STAGES = ("curate", "tokenize", "pretrain", "teach", "evolve", "pack", "evaluate")
 
 MODEL_FIGURES = ("loss_nats", "perplexity", "bits_per_byte", "file_bytes")
 FLOOR_FIGURES = ("loss_nats", "perplexity", "bits_per_byte")

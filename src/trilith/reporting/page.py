@@ -183,6 +183,7 @@ def _evolution_section(inputs: Inputs, *, looks: Palette) -> Section:
     if runs:
         items = _present(
             figures_training.draw_evolution_loss(runs, looks=looks),
+            figures_training.draw_divergence(runs, looks=looks),
             tables.step_table(runs, stage_runs={r.name: inputs.run_of("evolve") for r in runs}),
             tables.event_table(runs),
             figures_training.draw_optimization(runs, stage=stage, looks=looks),

@@ -10,6 +10,8 @@ from trilith.reporting.inputs import Evaluation, Figures, Inputs, by_prefix, pac
 
 ABSENT = "-"
 MAX_EVENTS = 60
+# Metrics of the evolution that there is one of for each projection.
+_BY_PROJECTION = ("/fit/output_error/", "/descent/move_step/")
 
 TARGET_TEXT = {
     "perplexity_ratio": "perplexity, x its dense reference",
@@ -280,9 +282,11 @@ def evolve_table(evolve: Mapping[str, Any]) -> Table | None:
     return Table(
         title="Figures of the evolution",
         columns=(Column("Figure (unit at the end of the name)", "text"), Column("Value")),
-        # The error of every single projection would bury the rest; metrics.json has it.
+        # Figures of every single projection would bury the rest; metrics.json has them.
         rows=tuple(
-            (key, number(value)) for key, value in evolve.items() if "/fit/output_error/" not in key
+            (key, number(value))
+            for key, value in evolve.items()
+            if not any(part in key for part in _BY_PROJECTION)
         ),
     )
 

@@ -34,13 +34,22 @@ class AnswerLosses(NamedTuple):
         return found
 
 
+def held_out_loss(model: Transformer, held_out: AnswerRows) -> float | None:
+    """Mean loss in nats over the first rows of held-out answers; None where there are none."""
+    if not len(held_out.tokens):
+        return None
+    was_training = model.training
+    model.eval()
+    loss = _mean_loss(model, held_out)
+    model.train(was_training)
+    return loss
+
+
 def answer_losses(model: Transformer, *, seen: AnswerRows, held_out: AnswerRows) -> AnswerLosses:
     """Measure both losses on the first rows of each; the model's mode is left as it was."""
     was_training = model.training
     model.eval()
-    losses = AnswerLosses(
-        _mean_loss(model, seen), _mean_loss(model, held_out) if len(held_out.tokens) else None
-    )
+    losses = AnswerLosses(_mean_loss(model, seen), held_out_loss(model, held_out))
     model.train(was_training)
     return losses
 
@@ -63,11 +72,12 @@ def warn_of_overfitting(
 
 @torch.no_grad()
 def _mean_loss(model: Transformer, rows: AnswerRows) -> float:
+    device = next(model.parameters()).device
     total, num_counted = 0.0, 0
     for start in range(0, min(_NUM_ROWS, len(rows.tokens)), _BATCH_SIZE):
         own = slice(start, min(start + _BATCH_SIZE, _NUM_ROWS))
         segments = None if rows.segments is None else rows.segments[own]
-        batch = shift(rows.tokens[own], rows.answer_mask[own], segments)
+        batch = shift(rows.tokens[own], rows.answer_mask[own], segments).to(device)
         counted = int(rows.answer_mask[own].sum())
         logits = model(batch.inputs_BT, segments_BT=batch.segments_BT)
         total += counted * float(cross_entropy(logits, batch))

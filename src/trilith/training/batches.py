@@ -21,6 +21,11 @@ class Batch(NamedTuple):
     targets_BT: Tensor  # int64, IGNORED where a prediction does not count
     segments_BT: Tensor | None = None  # int64, which sequence of the row an input belongs to
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        segments = None if self.segments_BT is None else self.segments_BT.to(device)
+        return Batch(self.inputs_BT.to(device), self.targets_BT.to(device), segments)
+
 
 def shift(
     rows: np.ndarray, counted: np.ndarray | None = None, segments: np.ndarray | None = None
@@ -84,11 +89,18 @@ class TokenWindows:
     def batch(self, position: int) -> Batch:
         """Return the batch at `position`, counted from 0 over all epochs."""
         first = position * self.batch_size
-        rows = [self._window(index) for index in range(first, first + self.batch_size)]
-        return shift(np.stack(rows))
+        return self.rows(range(first, first + self.batch_size))
+
+    def rows(self, indices: range) -> Batch:
+        """Return the windows of these draws, counted from 0 over all epochs, as one batch."""
+        return shift(np.stack([self._window(index) for index in indices]))
+
+    def place(self, index: int) -> int:
+        """Return which window of the stream the `index`-th draw is."""
+        return self._order.place(index)
 
     def _window(self, index: int) -> np.ndarray:
-        start = self._order.place(index) * self.context
+        start = self.place(index) * self.context
         return self.tokens[start : start + self.context + 1]
 
 

@@ -32,7 +32,8 @@ class CurveRecorder(lightning.Callback):
     """Records loss, learning rate, gradient norm, speed, cost, zero share and flip rate.
 
     `zero_share` is the share of projection weights on level zero; `flip_rate` the share of codes
-    that changed over the last FLIP_INTERVAL steps. Both are empty while a model is dense.
+    that changed over the last FLIP_INTERVAL steps. Both are empty while a model is dense, and the
+    latter where layers have moved to another grid since.
     MFU counts the tokens of a step by `flops_per_token`; what an evolution computes beside them,
     its answers and its teacher, is left out.
 
@@ -48,6 +49,7 @@ class CurveRecorder(lightning.Callback):
         self.steps: list[dict[str, Any]] = []
         self.validations: list[dict[str, Any]] = []
         self._codes: Tensor | None = None
+        self._grids: tuple[str, ...] = ()
         self._pending: deque[_Pending] = deque()
         self._logger: Any = None
 
@@ -102,6 +104,8 @@ class CurveRecorder(lightning.Callback):
             "memory_bytes": memory_bytes(module.device),
         }
         signals = {"loss_nats": module.loss_nats, "grad_norm": module.grad_norm}
+        if module.kl_nats is not None:
+            signals["kl_nats"] = module.kl_nats
         signals |= self._grid_signals(trainer, module)
         on_device = torch.stack([signal.detach().float() for signal in signals.values()])
         # Without waiting: torch copies into pinned memory, and the event tells when it is done.
@@ -153,21 +157,27 @@ class CurveRecorder(lightning.Callback):
         if on_grid is None:
             return {}
         signals = {"zero_share": on_grid.zero_share}
-        if self._codes is not None:
+        if self._codes is not None and self._grids == on_grid.grids:
             # A resumed run finds them on the CPU.
             before = self._codes.to(on_grid.codes.device)
             signals["flip_rate"] = (on_grid.codes != before).float().mean()
-        self._codes = on_grid.codes
+        self._codes, self._grids = on_grid.codes, on_grid.grids
         return signals
 
     def state_dict(self) -> dict[str, Any]:
         self._complete(num_pending=0)
-        return {"steps": self.steps, "validations": self.validations, "codes": self._codes}
+        return {
+            "steps": self.steps,
+            "validations": self.validations,
+            "codes": self._codes,
+            "grids": self._grids,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps = state_dict["steps"]
         self.validations = state_dict["validations"]
         self._codes = state_dict["codes"]
+        self._grids = state_dict["grids"]
 
 
 def latest_rows(rows: list[dict[str, Any]], *, seconds: float) -> list[dict[str, Any]]:
@@ -181,15 +191,16 @@ def latest_rows(rows: list[dict[str, Any]], *, seconds: float) -> list[dict[str,
 
 
 class Codes(NamedTuple):
-    """Codes of all quantized weights in one vector, and the share on level zero (a scalar)."""
+    """Codes of all quantized weights in one vector, the share on level zero, grids by layer."""
 
     codes: Tensor
-    zero_share: Tensor
+    zero_share: Tensor  # scalar
+    grids: tuple[str, ...]
 
 
 def all_codes(model: Transformer) -> Codes | None:
     """Return the codes of all layers on a grid; None without such layers."""
-    codes, num_zero = [], []
+    codes, num_zero, grids = [], [], []
     for block in whole_blocks(model):
         for layer in block.modules():
             if not isinstance(layer, BitLinear) or layer.quantized_share == 0:
@@ -199,8 +210,9 @@ def all_codes(model: Transformer) -> Codes | None:
             if 0 in grid.numerators:
                 num_zero.append((layer_codes == grid.numerators.index(0)).sum())
             codes.append(layer_codes)
+            grids.append(grid.name)
     if not codes:
         return None
     joined = torch.cat(codes)
     total = torch.stack(num_zero).sum() if num_zero else torch.zeros((), device=joined.device)
-    return Codes(joined, total / joined.numel())
+    return Codes(joined, total / joined.numel(), tuple(grids))

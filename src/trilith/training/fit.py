@@ -22,8 +22,10 @@ from trilith.training.acceleration import AccelerationConfig, accelerated
 from trilith.training.batches import BatchSource, HeldOutLoader, PositionLoader
 from trilith.training.curves import CurveRecorder
 from trilith.training.devices import SINGLE, TrainerConfig, require_devices, trainer_arguments
+from trilith.training.held_out import HeldOutStop
 from trilith.training.memory import Precision
 from trilith.training.module import LanguageModule, Objective
+from trilith.training.pacing import Pace
 from trilith.training.progress import StepBar
 from trilith.training.recipe import Recipe
 from trilith.training.resume import Best, DirectCheckpointIO, ResumeCallback, latest_checkpoint
@@ -73,13 +75,19 @@ class TrainConfig:
 
 
 class Plan(NamedTuple):
-    """What one run does: how long, by which recipe, on which batches."""
+    """What one run does: how long, by which recipe, on which batches.
+
+    With a pace layers move to the grid one after another; `stop` may end the run early, which then
+    hands on the weights of its best validation.
+    """
 
     num_steps: int
     recipe: Recipe
     objective: Objective
     batches: BatchSource
     validation: BatchSource
+    pace: Pace | None = None
+    stop: HeldOutStop | None = None
 
 
 class RunPlace(NamedTuple):
@@ -98,7 +106,8 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     """Train the model in place; write curves; return flat metrics.
 
     `train/result_step` and `train/result_tokens` are those of the weights that the model ends with,
-    and `validation/loss_nats` is their loss; all else is of the whole run.
+    and `validation/loss_nats` is their loss; all else is of the whole run, which ended after
+    `train/last_step` of its `train/num_steps`.
 
     On several devices every process runs this, and ends with the same model and metrics; the first
     one writes. An earlier unfinished run with the same `resume_dir` goes on where it was saved. The
@@ -109,10 +118,15 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         KeyboardInterrupt: the user stopped it; the same command goes on from the last save.
     """
     started = time.perf_counter()
-    _check_devices(config, place.trainer)
+    _check_devices(plan, config, place.trainer)
     recipe = plan.recipe.at_width(model.config.width)
     module = LanguageModule(
-        model, objective=plan.objective, recipe=recipe, num_steps=plan.num_steps
+        model,
+        objective=plan.objective,
+        recipe=recipe,
+        num_steps=plan.num_steps,
+        pace=plan.pace,
+        seed=place.seed,
     )
     curves, stability, resume = watchers = _watchers(model, plan, config, place)
     trainer = _trainer(plan, config, place, watchers)
@@ -132,11 +146,13 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
         if trainer.is_global_zero:
             _write_curves(place.metrics_dir, curves, stability)
             log_events(place.wandb_run, stability.events)
-    best = resume.load_best(module) if config.result == "best" else None
+    is_stopped = plan.stop is not None and plan.stop.stopped_step is not None
+    best = resume.load_best(module) if config.result == "best" or is_stopped else None
     if module.model is not model:
         copy_weights(module.model, model)
     model.eval()
     metrics = _metrics(plan, curves, stability, best)
+    metrics["train/last_step"] = module.recipe_step
     wall_s = time.perf_counter() - started
     return metrics | {"hardware/peak_flops": curves.peak_flops, "wall_s": wall_s}
 
@@ -187,8 +203,13 @@ def _loaders(plan: Plan, config: TrainConfig, trainer: lightning.Trainer) -> _Lo
     )
 
 
-def _check_devices(config: TrainConfig, trainer: TrainerConfig) -> None:
+def _check_devices(plan: Plan, config: TrainConfig, trainer: TrainerConfig) -> None:
     require_devices(trainer)
+    if trainer.strategy == "fsdp" and (plan.recipe.latent_noise or plan.pace is not None):
+        raise ValueError(
+            "recipe.latent_noise and evolve.kl_budget need whole weights in every process; "
+            "use trainer=ddp, or 0 and null"
+        )
     if config.validation_batches % trainer.world_size:
         raise ValueError(
             f"train.validation_batches={config.validation_batches} must be a multiple of the "
@@ -219,7 +240,7 @@ def _trainer(
         val_check_interval=_validate_every(plan, config) * config.accumulate,
         num_sanity_val_steps=0,
         logger=WandbLogger(experiment=place.wandb_run),
-        callbacks=[*watchers, StepBar(place.name, watchers.curves)],
+        callbacks=_callbacks(plan, watchers, place.name),
         profiler=watchers.curves.clock,
         plugins=DirectCheckpointIO(),
         log_every_n_steps=1,
@@ -228,6 +249,13 @@ def _trainer(
         enable_model_summary=False,
         default_root_dir=place.resume_dir,
     )
+
+
+def _callbacks(plan: Plan, watchers: _Watchers, name: str) -> list[lightning.Callback]:
+    """All of them in order: what a validation says comes before the state that is saved after."""
+    curves, stability, resume = watchers
+    stop = [] if plan.stop is None else [plan.stop]
+    return [curves, stability, *stop, resume, StepBar(name, curves)]
 
 
 def _metrics(
@@ -250,6 +278,8 @@ def _metrics(
         "train/result_step": result.step,
         "train/result_tokens": result.step * curves.tokens_per_step,
     }
+    if "kl_nats" in tail[-1]:
+        metrics["train/kl_nats"] = _mean(tail, "kl_nats")
     metrics |= {f"stability/{name}": count for name, count in stability.num_events().items()}
     return metrics | {
         f"quant/{key}": last_signals[key]

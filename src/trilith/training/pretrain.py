@@ -58,9 +58,11 @@ class PretrainConfig:
             raise ValueError(f"pretrain.num_steps={self.num_steps} must be at least 1")
         if self.dense.quant is not None or self.ternary.quant is None:
             raise ValueError("pretrain.dense.quant must be null, pretrain.ternary.quant must not")
-        if self.dense.recipe.dense_share or self.dense.recipe.ramp_share:
+        dense = self.dense.recipe
+        if dense.dense_share or dense.ramp_share or dense.latent_noise:
             raise ValueError(
-                "pretrain.dense.recipe: dense_share and ramp_share must be 0: it is dense anyway"
+                "pretrain.dense.recipe: dense_share, ramp_share and latent_noise must be 0: it is "
+                "dense anyway"
             )
         self.dense.recipe.check_length(self.num_steps)
         self.ternary.recipe.check_length(self.num_steps)
@@ -108,7 +110,8 @@ def pretrain(
     train = open_split(tokens_dir, "train")
     validation = open_split(tokens_dir, "validation")
     check_shape(plan.model, config, vocab_size=train.vocab_size)
-    windows = training_windows(train.tokens, config, place, seed=place.seed)
+    num_ranks = place.trainer.world_size
+    windows = training_windows(train.tokens, config, num_ranks=num_ranks, seed=place.seed)
     held_out = validation_windows(validation.tokens, config)
     _check_resources(plan, config, place, out_dir)
     torch.manual_seed(place.seed)
@@ -180,7 +183,7 @@ def check_shape(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> 
 
 
 def training_windows(
-    tokens: np.ndarray, config: TrainConfig, place: RunPlace, *, seed: int
+    tokens: np.ndarray, config: TrainConfig, *, num_ranks: int, seed: int
 ) -> TokenWindows:
     """Windows to train on, in an order drawn from the seed.
 
@@ -190,7 +193,6 @@ def training_windows(
     windows = TokenWindows(
         tokens, context=config.context, batch_size=config.micro_batch_size, seed=seed
     )
-    num_ranks = place.trainer.world_size
     num_sequences = config.micro_batch_size * config.accumulate * num_ranks
     if num_sequences > windows.num_windows:
         raise ValueError(

@@ -35,7 +35,8 @@ class Recipe:
     (dense first, then quantization-aware: ParetoQ, arXiv 2502.02631); over the next `ramp_share`
     its weights and activations go to the grid little by little, w + lambda (q(w) - w).
     `z_loss` times the squared log of the softmax's denominator is added to the loss (PaLM, arXiv
-    2204.02311, section 5).
+    2204.02311, section 5). `latent_noise` is the standard deviation, in units of a weight's scale,
+    of the noise that each step adds to latent weights before it rounds them.
     """
 
     optimizer: OptimizerName
@@ -54,6 +55,7 @@ class Recipe:
     dense_share: float
     ramp_share: float
     z_loss: float
+    latent_noise: float
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "muon"):
@@ -141,6 +143,7 @@ class Recipe:
             "weight_decay",
             "second_half_weight_decay",
             "z_loss",
+            "latent_noise",
         ):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(

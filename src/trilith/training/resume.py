@@ -66,8 +66,7 @@ class ResumeCallback(lightning.Callback):
         step = trainer.global_step
         loss_nats = float(trainer.callback_metrics["validation/loss_nats"])
         is_best = self.best is None or loss_nats < self.best.loss_nats
-        is_on_grid = module.recipe.quantized_share(module.recipe_step - 1, module.num_steps) == 1
-        if is_best and is_on_grid and math.isfinite(loss_nats):
+        if is_best and module.is_on_grid and math.isfinite(loss_nats):
             self.best = Best(step, loss_nats)
             self._save_best(trainer, self.best)
         if trainer.state.fn == TrainerFn.FITTING:

@@ -64,6 +64,7 @@ class StabilityCallback(lightning.Callback):
         if _leaps_to_grid(module):
             # The loss jumps when weights go on the grid at once: what was before says nothing.
             self.detector.forget()
+            self._forget_codes()
         if self._watch is None:
             self._watch = WeightWatch(module.model, codes=self._codes)
             if self._watch.is_sharded:
@@ -171,6 +172,12 @@ class StabilityCallback(lightning.Callback):
         )
         self._codes = state_dict["codes"]
 
+    def _forget_codes(self) -> None:
+        """Codes of another grid, or of fewer layers, say nothing about those to come."""
+        self._codes = None
+        if self._watch is not None:
+            self._watch.codes = None
+
     def _accept_candidate(self, last_good_step: int) -> None:
         candidate = self._candidate
         if candidate is not None and candidate.step <= last_good_step:
@@ -192,13 +199,17 @@ class StabilityCallback(lightning.Callback):
         assert self.snapshot is not None and self._watch is not None
         step = trainer.global_step
         restore(self.snapshot, module.model, trainer.optimizers[0])
+        module.num_lost_steps = step - self.snapshot.recipe_step
+        if module.pace is not None:
+            # For a validation right after.
+            module.pace.place(module.model, step=max(0, module.recipe_step - 1))
         # Early on the loss was higher: what has become usual since would call it a spike.
         self.detector.load_state_dict(self.snapshot.windows)
         self._watch.disarm()
         self._unchecked.clear()
         self._candidate = None
         self.num_rollbacks += 1
-        self.num_lost_steps = step - self.snapshot.recipe_step
+        self.num_lost_steps = module.num_lost_steps
         _lengthen(trainer, module, num_lost_steps=self.num_lost_steps)
         self.last_cut_step = step
         self._record(step, "rollback", f"to the state of step {self.snapshot.step}")
@@ -221,14 +232,14 @@ def check_delay(device: torch.device) -> int:
 
 
 def _leaps_to_grid(module: LanguageModule) -> bool:
-    """True where the weights of this step are much nearer to their grid than the last one's."""
+    """True where weights of this step are much nearer to their grid than the last one's."""
     last, now = _shares(module)
-    return abs(now - last) > _LEAP
+    return abs(now - last) > _LEAP or module.moves_layers
 
 
 def _leaves_dense(module: LanguageModule) -> bool:
     last, now = _shares(module)
-    return last == 0 < now
+    return last == 0 < now or module.moves_layers
 
 
 def _shares(module: LanguageModule) -> tuple[float, float]:

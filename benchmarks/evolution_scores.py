@@ -1,0 +1,107 @@
+"""Scores of what an evolution made: each model packed, read back and scored on test data."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trilith.cli.project import compose_plan
+from trilith.corpus import read_documents
+from trilith.evaluation import HeldOut, score_answers, score_text
+from trilith.evolution import (
+    AnswerRows,
+    Marks,
+    SourceText,
+    derive_instructions,
+    encode_instructions,
+)
+from trilith.model import load_checkpoint
+from trilith.packed import PackConfig, drawn_proof_tokens, load_model, pack_checkpoint
+from trilith.tokens import Tokenizer, open_split
+
+# Of the test split; scoring all of it would take longer than training.
+TEST_TOKENS = 40_000
+TEST_ANSWERS = 256
+ANSWER_LENGTH = 128
+CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one packed file: loss on test text, KL of the dense twin to it, loss on test answers.
+
+    `num_steps` counts the optimizer steps since the dense twin.
+    """
+
+    loss_nats: float
+    kl_nats: float
+    answer_nats: float
+    num_steps: int
+
+
+def score_run(folder: Path, dense: Path, tokens: Path) -> dict[str, Scores]:
+    """Score the dense twin and every model in `folder/models`; scores are kept in the folder.
+
+    Args:
+        folder: of the run.
+        dense: checkpoint of the twin.
+        tokens: shards, with the corpus beside them.
+    """
+    kept = folder / "scores.json"
+    if kept.is_file():
+        return {name: Scores(**values) for name, values in json.loads(kept.read_text()).items()}
+    paths = {"dense": dense}
+    paths |= {path.name: path for path in sorted((folder / "models").iterdir())}
+    files = {
+        name: pack(path, folder / f"{name}.safetensors", tokens) for name, path in paths.items()
+    }
+    base = load_checkpoint(dense, made_by="pretrain").provenance["num_steps"]
+    scores = {
+        name: _score(name, files, tokens, num_steps=_num_steps(path) - base)
+        for name, path in paths.items()
+    }
+    kept.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}, indent=2))
+    for file in files.values():
+        file.unlink()
+    return scores
+
+
+def pack(checkpoint: Path, path: Path, tokens: Path) -> Path:
+    """Pack a checkpoint by the project's choice; return the path."""
+    model = load_checkpoint(checkpoint, made_by="evolve")
+    pack_checkpoint(
+        model,
+        path=path,
+        config=PackConfig(**compose_plan([])["pack"]),
+        tokenizer=Tokenizer.load(tokens / "tokenizer.model"),
+        proof_tokens=drawn_proof_tokens(model.model.config),
+    )
+    return path
+
+
+def _num_steps(checkpoint: Path) -> int:
+    return load_checkpoint(checkpoint, made_by="evolve").provenance["num_steps"]
+
+
+def _score(name: str, files: dict[str, Path], tokens: Path, *, num_steps: int) -> Scores:
+    model, twin = load_model(files[name]), load_model(files["dense"])
+    shard = open_split(tokens, "test")
+    # Bytes are not used: no bits per byte are asked for.
+    held_out = HeldOut(shard.tokens[:TEST_TOKENS], num_bytes=1, context=CONTEXT)
+    text = score_text(model, reference=twin, held_out=held_out, name=name)
+    rows = _answers(tokens)
+    answers = score_answers(model, rows.tokens[:TEST_ANSWERS], rows.answer_mask[:TEST_ANSWERS])
+    return Scores(text.loss_nats, text.kl_nats, answers, num_steps)
+
+
+def _answers(tokens: Path) -> AnswerRows:
+    documents = read_documents(tokens.parent / "corpus" / "documents.parquet").to_pylist()
+    texts = [
+        SourceText(d["text"], d["language"], d["path"]) for d in documents if d["split"] == "test"
+    ]
+    tokenizer = Tokenizer.load(tokens / "tokenizer.model")
+    return encode_instructions(
+        derive_instructions(texts),
+        encoder=tokenizer,
+        marks=Marks.of(tokenizer),
+        length=ANSWER_LENGTH,
+    )
