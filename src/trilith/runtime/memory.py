@@ -249,6 +249,12 @@ def _mlp_values(setup: InferenceSetup) -> float:
 
 
 def _decode_bytes(setup: InferenceSetup) -> int:
-    """Logits; on the torch path also what is read of a cache that holds no float32."""
-    past = 0 if _decodes_natively(setup) else _past_values(setup)
-    return _FLOAT32 * setup.batch_size * (setup.model.vocab_size + past)
+    """Logits; on the torch path one token's activations, and what is read of the cache."""
+    config = setup.model
+    logits = config.vocab_size * setup.batch_size
+    if _decodes_natively(setup):
+        return _FLOAT32 * logits
+    keys = config.num_kv_heads * config.head_width
+    per_token = max(5 * config.width + 3 * keys, 3 * config.width + _mlp_values(setup))
+    values = setup.batch_size * (per_token + _past_values(setup)) + 2 * config.head_width
+    return int(_FLOAT32 * max(logits, values))
