@@ -255,6 +255,8 @@ def _decode_bytes(setup: InferenceSetup) -> int:
     if _decodes_natively(setup):
         return _FLOAT32 * logits
     keys = config.num_kv_heads * config.head_width
-    per_token = max(5 * config.width + 3 * keys, 3 * config.width + _mlp_values(setup))
+    # Where queries share keys, they are laid in groups, and the own key is repeated.
+    attention = (7 if config.num_heads > config.num_kv_heads else 5) * config.width + 3 * keys
+    per_token = max(attention, 3 * config.width + _mlp_values(setup))
     values = setup.batch_size * (per_token + _past_values(setup)) + 2 * config.head_width
     return int(_FLOAT32 * max(logits, values))
