@@ -62,8 +62,8 @@ def test_cached_decoding_is_the_full_forward(
     model = _model(quant, **changes)
     tokens = _tokens(2, 11)
     cache = KVCache(model.config, batch_size=2, capacity=11)
-    cache.keys.fill_(torch.nan)
-    cache.values.fill_(torch.nan)
+    for rows in (*cache.keys.tensors, *cache.values.tensors):
+        rows.fill_(torch.nan)
     with torch.no_grad():
         full = model(tokens)
         parts = [model(part, cache) for part in tokens.split(chunks, dim=1)]

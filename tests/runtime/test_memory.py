@@ -10,13 +10,12 @@ from tests.memory_peak import peak_bytes, storage_bytes
 from tests.model.test_zoo import shape
 
 from trilith.kernels import chosen_isa, native_path
-from trilith.model import ModelConfig, build_model
+from trilith.model import CacheConfig, ModelConfig, build_model
 from trilith.packed import DENSE, Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
 from trilith.runtime import (
     Engine,
     InferenceSetup,
-    cache_bits,
     file_bytes,
     longest_context,
     plan_inference,
@@ -43,7 +42,7 @@ KINDS: list[Kind] = [
 def setup_of(kind: Kind, **changes: Any) -> InferenceSetup:
     model, quant, pack = kind
     given = {"context": model.context, "prompt": model.context - 1, "batch_size": BATCH}
-    given |= {"kernel": "packed", "kv_bits": cache_bits(model)}
+    given |= {"kernel": "packed"}
     return InferenceSetup(model, quant, pack, **(given | changes))
 
 
@@ -101,22 +100,30 @@ def test_running_takes_what_is_planned(
     prefill = peak_bytes(lambda: engine.prefill(tokens, cache=cache))
     decode = peak_bytes(lambda: engine.decode_one_token(tokens[:, 0], cache=cache))
     assert plan.unpacked == held
-    assert plan.kv_cache == cache.keys.nbytes + cache.values.nbytes
+    assert plan.kv_cache == cache.nbytes
     assert plan.prefill == pytest.approx(prefill, rel=0.05)
     assert plan.decode == pytest.approx(decode, rel=0.05)
-    measured = plan.file + held + cache.keys.nbytes * 2 + max(prefill, decode)
+    measured = plan.file + held + cache.nbytes + max(prefill, decode)
     assert plan.total == pytest.approx(measured, rel=0.05)
 
 
 def test_the_cache_of_tritters_plan() -> None:
-    """32 layers, 8 key/value heads of 128 features, 131,072 tokens: 4.3 GB in 4 bits."""
+    """32 layers, 8 key/value heads of 128 features, 131,072 tokens: 4.3 GB, and scales."""
     kind = (shape("7b", 32_000), TERNARY, SMALLEST)
     sizes = {
-        bits: plan_inference(setup_of(kind, context=131_072, batch_size=1, kv_bits=bits)).kv_cache
+        bits: plan_inference(
+            setup_of(kind, context=131_072, batch_size=1, cache=CacheConfig(bits))
+        ).kv_cache
         for bits in (4, 8, 16, 32)
     }
-    assert sizes[4] == 2 * 32 * 8 * 128 * 131_072 // 2 == 4_294_967_296
-    assert [sizes[bits] // sizes[4] for bits in (8, 16, 32)] == [2, 4, 8]
+    num_heads, num_values = 32 * 8, 2 * 32 * 8 * 128 * 131_072
+    assert (sizes[32], sizes[16]) == (4 * num_values, 2 * num_values)
+    # 16 bits each for scale and zero: of a value, of 32 keys by channel; the newest keys in 16.
+    scales = 4 * num_heads * 131_072 + 4 * num_heads * 128 * 131_072 // 32
+    near = 2 * num_heads * 32 * 128
+    assert sizes[8] == num_values + scales + near
+    assert sizes[4] == num_values // 2 + scales + near
+    assert num_values // 2 == 4_294_967_296
 
 
 @pytest.mark.parametrize("kernel", ["packed", "torch"])

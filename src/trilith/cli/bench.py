@@ -3,9 +3,11 @@
 import argparse
 import itertools
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trilith.cli.generation import add_engine_options, load_engine
 from trilith.cli.table import format_table
 
 
@@ -19,6 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--threads", help="CPU threads; default: as torch chooses", **several)
     parser.add_argument("--decode-tokens", type=int, default=64, metavar="N", help="default 64")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
+    add_engine_options(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures here")
     parser.set_defaults(run=run)
 
@@ -30,12 +33,11 @@ def run(options: argparse.Namespace) -> int:
     from trilith.files import write_json
     from trilith.hardware import device_name
     from trilith.kernels import available_isas
-    from trilith.runtime import Engine
 
     threads = options.threads or [torch.get_num_threads()]
     if min(threads) < 1:
         raise ValueError(f"--threads={min(threads)} must be at least 1")
-    engine = Engine.load(options.file)
+    engine = load_engine(options)
     rows = _measure(engine, options, threads)
     hardware = {
         "device": device_name(),
@@ -47,6 +49,14 @@ def run(options: argparse.Namespace) -> int:
     print(format_table(_table(rows)))
     print(f"  medians of {options.repeats}, after a warm-up; {options.file.name}")
     print(f"  {hardware['device']}, kernels: {hardware['kernels']}")
+    if engine.stream is not None:
+        times = engine.stream.times
+        print(
+            f"  layers streamed: {times.read_s:.2f} s of reading, {times.compute_s:.2f} s of "
+            f"computing, {times.wait_s:.2f} s of waiting; "
+            f"{times.overlap:.0%} of the reading ran beside"
+        )
+        hardware["stream_seconds"] = asdict(times)
     if options.json:
         model = {"file": options.file.name, "file_bytes": options.file.stat().st_size}
         write_json(options.json, {"hardware": hardware, "model": model, "rows": rows})

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trilith.cli.generation import (
+    add_engine_options,
     add_sampling_options,
     add_threads_option,
+    load_engine,
     read_sampling,
     set_threads,
 )
@@ -29,13 +31,13 @@ def add_parser(commands: Any) -> None:
         "--max-new-tokens", type=int, default=256, metavar="N", help="of one answer; default 256"
     )
     add_sampling_options(parser)
+    add_engine_options(parser)
     add_threads_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Read lines and answer them, until /quit or the end of the input."""
-    from trilith.runtime import Engine
     from trilith.serving import Conversation
     from trilith.tokens import Tokenizer
 
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens} must be at least 1")
     sampling = read_sampling(options)
     set_threads(options)
-    engine = Engine.load(options.file)
+    engine = load_engine(options)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     conversation = Conversation(tokenizer, context=engine.config.context)
     _prepare_input()

@@ -7,8 +7,10 @@ from typing import Any
 
 from trilith.cli.generation import (
     add_device_option,
+    add_engine_options,
     add_sampling_options,
     add_threads_option,
+    load_engine,
     read_sampling,
     set_threads,
 )
@@ -22,6 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     add_sampling_options(parser)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
+    add_engine_options(parser)
     add_threads_option(parser)
     add_device_option(parser)
     parser.set_defaults(run=run)
@@ -30,12 +33,12 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Stream the continuation to stdout."""
     # Torch takes seconds to import: only commands that need it pay.
-    from trilith.runtime import Engine, GenerateConfig, stream_text, until_stop_string
+    from trilith.runtime import GenerateConfig, stream_text, until_stop_string
     from trilith.tokens import StreamDecoder, Tokenizer
 
     sampling = read_sampling(options)
     set_threads(options)
-    engine = Engine.load(options.file, device=options.device)
+    engine = load_engine(options, device=options.device)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     pieces = stream_text(
         engine,

@@ -4,7 +4,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trilith.runtime import SamplingConfig
+    from trilith.model import CacheConfig
+    from trilith.runtime import Engine, SamplingConfig
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,41 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `CacheConfig`, and --stream-layers."""
+    parser.add_argument(
+        "--cache-bits",
+        type=int,
+        default=32,
+        metavar="BITS",
+        help="of a number in the key/value cache: 32, 16, 8 or 4; default 32",
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="keep N tokens; generation then has no end"
+    )
+    parser.add_argument(
+        "--sinks", type=int, metavar="N", help="first tokens that stay in the window; default 4"
+    )
+    parser.add_argument(
+        "--stream-layers",
+        action="store_true",
+        help="read each block just before it runs: for models larger than the memory",
+    )
+
+
+def load_engine(options: argparse.Namespace, *, device: str = "cpu") -> "Engine":
+    """Load `options.file` to a device, as the options of `add_engine_options` say.
+
+    Raises:
+        ValueError: a value is out of its range, or has no effect; or the file is damaged.
+    """
+    from trilith.runtime import Engine
+
+    layers = "streamed" if options.stream_layers else "held"
+    cache = _cache_config(options)
+    return Engine.load(options.file, cache=cache, layers=layers, device=device)
 
 
 def read_sampling(options: argparse.Namespace) -> "SamplingConfig":
@@ -56,3 +92,12 @@ def set_threads(options: argparse.Namespace) -> None:
     if options.threads < 1:
         raise ValueError(f"--threads={options.threads} must be at least 1")
     torch.set_num_threads(options.threads)
+
+
+def _cache_config(options: argparse.Namespace) -> "CacheConfig":
+    from trilith.model import DEFAULT_SINKS, CacheConfig
+
+    if options.sinks is not None and options.window is None:
+        raise ValueError(f"--sinks={options.sinks} has no effect without --window")
+    sinks = DEFAULT_SINKS if options.sinks is None else options.sinks
+    return CacheConfig(options.cache_bits, options.window, sinks)

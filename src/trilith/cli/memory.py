@@ -11,10 +11,8 @@ if TYPE_CHECKING:
     from trilith.runtime import InferenceSetup
     from trilith.training.memory import TrainingSetup
 
-# Widths of a value in the cache that are planned beside the one that the runtime has.
-_KV_BITS = (16, 8, 4)
-# Tokens of a prompt, or of a part of it, that needs few activations.
-_SHORT_PROMPT = 512
+# Bits of a number in the cache, all of which are planned up to those that are asked for.
+_CACHE_BITS = (32, 16, 8, 4)
 
 
 def add_parser(commands: Any) -> None:
@@ -26,8 +24,9 @@ def add_parser(commands: Any) -> None:
         "choices",
         nargs="+",
         metavar="KEY=VALUE",
-        help="context, batch, prompt, device (a GPU's name or cpu), variant (ternary or dense), "
-        "and choices from conf/, such as: model=7b quant=prime7 train=gpu pack=bits2",
+        help="context, batch, prompt, cache_bits, layers (held or streamed), device (a GPU's name "
+        "or cpu), variant (ternary or dense), and choices from conf/, such as: model=7b "
+        "quant=prime7 train=gpu pack=bits2",
     )
     parser.set_defaults(run=run)
 
@@ -103,10 +102,10 @@ def _training_total(setup: "TrainingSetup", target: Target) -> int:
 
 
 def _describe_generation(setup: "InferenceSetup", target: Target) -> str:
-    from trilith.runtime import plan_inference
+    from trilith.runtime import PREFILL_TOKENS, plan_inference
 
-    narrower = [bits for bits in _KV_BITS if bits < setup.kv_bits]
-    widths = [setup, *(replace(setup, kv_bits=bits) for bits in narrower)]
+    wanted = [bits for bits in _CACHE_BITS if bits <= setup.cache.bits]
+    widths = [replace(setup, cache=replace(setup.cache, bits=bits)) for bits in wanted]
     plans = [plan_inference(width) for width in widths]
     totals = [plan.total + target.overhead_bytes for plan in plans]
     columns = {
@@ -117,33 +116,28 @@ def _describe_generation(setup: "InferenceSetup", target: Target) -> str:
         "overhead": [target.overhead_bytes] * len(plans),
     }
     rows = [
-        ["keys and values of", *(f"{width.kv_bits} bits" for width in widths)],
+        ["keys and values of", *(f"{width.cache.bits} bits" for width in widths)],
         *size_rows(columns, totals=totals),
         ["fits", *("yes" if total <= target.memory_bytes else "no" for total in totals)],
         ["longest context", *(f"{_longest(width, target):,}" for width in widths)],
     ]
-    if setup.prompt > _SHORT_PROMPT:
-        short = [_longest(replace(width, prompt=_SHORT_PROMPT), target) for width in widths]
-        rows.append([f"  with prompt={_SHORT_PROMPT}", *(f"{length:,}" for length in short)])
     title = (
         f"generation: {setup.batch_size} x {setup.context:,} tokens, {setup.prompt:,} of them a "
-        "prompt that runs at once"
+        f"prompt, which runs in parts of {PREFILL_TOKENS}"
     )
     return "\n".join([title, format_table(rows), *_remarks(setup)])
 
 
 def _longest(setup: "InferenceSetup", target: Target) -> int:
-    from trilith.runtime import longest_context
+    from trilith.runtime import PREFILL_TOKENS, longest_context
 
+    # A part of a prompt is enough: the others take the same room.
+    setup = replace(setup, prompt=min(setup.prompt, PREFILL_TOKENS + 1))
     return longest_context(setup, memory_bytes=target.memory_bytes - target.overhead_bytes)
 
 
 def _remarks(setup: "InferenceSetup") -> list[str]:
-    remarks = [
-        f"  the runtime keeps keys and values in {setup.kv_bits} bits; narrower ones are planned, "
-        "their scales not counted",
-        "  tokenizer and manifest of the file come on top",
-    ]
+    remarks = ["  tokenizer and manifest of the file come on top"]
     if setup.kernel == "packed":
         remarks.append(
             "  the runtime computes on the CPU: on a GPU this plans kernels that read the file's "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Variant = Literal["dense", "ternary"]
 Kind = Literal["cpu", "cuda"]
 
-_OWN = ("context", "batch", "prompt", "device", "variant")
+_OWN = ("context", "batch", "prompt", "cache_bits", "layers", "device", "variant")
 _TRAIN_KEYS = (
     "train.precision",
     "train.accumulate",
@@ -104,9 +104,10 @@ def _generation_setup(
     sections: dict[str, Any], variant: Variant, own: dict[str, str], target: Target
 ) -> "InferenceSetup":
     from trilith.kernels import chosen_isa
+    from trilith.model import CacheConfig
     from trilith.packed import DENSE, PackConfig
     from trilith.quant import QuantConfig
-    from trilith.runtime import InferenceSetup, Kernel, cache_bits
+    from trilith.runtime import InferenceSetup, Kernel
 
     model, quant = sections["model"], sections["pretrain"][variant]["quant"]
     context = _count("context", own.get("context", model.context))
@@ -119,7 +120,8 @@ def _generation_setup(
         context=context,
         prompt=_count("prompt", own.get("prompt", context)),
         batch_size=_count("batch", own.get("batch", 1)),
-        kv_bits=cache_bits(model),
+        layers=own.get("layers", "held"),  # type: ignore[arg-type]
+        cache=CacheConfig(_count("cache_bits", own.get("cache_bits", 32))),  # type: ignore[arg-type]
     )
 
 

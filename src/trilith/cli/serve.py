@@ -4,7 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trilith.cli.generation import add_threads_option, set_threads
+from trilith.cli.generation import (
+    add_engine_options,
+    add_threads_option,
+    load_engine,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from trilith.serving.asked import Served
@@ -36,6 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--time-limit", type=float, default=300.0, metavar="S", help="seconds of a request, 300"
     )
+    add_engine_options(parser)
     add_threads_option(parser)
     parser.set_defaults(run=run)
 
@@ -70,11 +76,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> "Served":
-    from trilith.runtime import Engine
     from trilith.serving.asked import Served
     from trilith.tokens import Tokenizer
 
-    engine = Engine.load(options.file)
+    engine = load_engine(options)
     context = engine.config.context if options.context is None else options.context
     if not 1 <= context <= engine.config.context:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trilith.evolution.compensation import compensate, output_scale
 from trilith.model import Transformer, move_to_grid
-from trilith.model.attention import rope_tables
+from trilith.model.rope import rope_tables
 from trilith.quant import BitLinear, QuantConfig, dequantized_weight, fit_weighted_scale, quantize
 
 FitMethod = Literal["plain", "weighted", "gptq"]

@@ -1,4 +1,4 @@
-"""The ABI of the native decoding step: the structs of decode.h.
+"""The ABI of the native decoding step: the structs of decode.h and cache.h.
 
 What they point to must outlive them; `runtime.NativeDecoder` fills them and keeps it alive.
 """
@@ -47,18 +47,28 @@ class ModelStruct(ctypes.Structure):
         ("embedding", RowsStruct),
         ("head", RowsStruct),
         ("norm", _POINTER),
-        ("cos", _POINTER),
-        ("sin", _POINTER),
     )
 
 
-class CacheStruct(ctypes.Structure):
-    """`cache`."""
+class SequenceStruct(ctypes.Structure):
+    """`sequence`: the cache of one sequence; what its precision lacks is None."""
 
     _fields_ = (
+        ("bits", _LONG),
         ("keys", _POINTER),
         ("values", _POINTER),
-        ("batch", _LONG),
-        ("capacity", _LONG),
+        ("near", _POINTER),
+        ("key_scale", _POINTER),
+        ("key_zero", _POINTER),
+        ("value_scale", _POINTER),
+        ("value_zero", _POINTER),
+        ("layer_heads", _LONG),
+        ("sinks", _LONG),
+        ("ring", _LONG),
+        ("num_recent", _LONG),
         ("length", _LONG),
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("sink_cos", _POINTER),
+        ("sink_sin", _POINTER),
     )

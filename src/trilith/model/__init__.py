@@ -1,7 +1,7 @@
 """The transformer as plain modules, its shape, its cache and its counts."""
 
 from trilith.model.bias import Bias
-from trilith.model.cache import KVCache
+from trilith.model.cache import DEFAULT_SINKS, CacheBits, CacheConfig, KVCache
 from trilith.model.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -21,10 +21,14 @@ from trilith.model.empty import empty_model, without_memory
 from trilith.model.grid_change import move_to_grid
 from trilith.model.norm import RMSNorm
 from trilith.model.static_cache import StaticCache
-from trilith.model.transformer import Transformer, build_model
+from trilith.model.transformer import Block, Transformer, build_model
 
 __all__ = [
+    "DEFAULT_SINKS",
     "Bias",
+    "Block",
+    "CacheBits",
+    "CacheConfig",
     "Checkpoint",
     "KVCache",
     "ModelConfig",

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from trilith.model.bias import Bias
 from trilith.model.cache import KVCache
+from trilith.model.cached_attention import attend_cached
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
+from trilith.model.rope import rotate
 from trilith.model.static_cache import StaticCache
 
 LinearFactory = Callable[[int, int], nn.Module]
@@ -56,45 +57,37 @@ class Attention(nn.Module):
         q_BHTC, k_BKTC, v_BKTC = projected.split(heads, dim=1)
         q_BHTC = rotate(self.q_norm(q_BHTC), *rope)
         k_BKTC = rotate(self.k_norm(k_BKTC), *rope)
-        if isinstance(cache, StaticCache):
+        if cache is None:
+            mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
+        elif isinstance(cache, StaticCache):
             mixed_BHTC = cache.attend(self.layer, q_BHTC, k_BKTC, v_BKTC)
         else:
-            if cache is not None:
-                k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
-            mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
+            mixed_BHTC = attend_cached(q_BHTC, k_BKTC, v_BKTC, cache=cache, layer=self.layer)
         mixed_BTD = mixed_BHTC.transpose(1, 2).reshape(num_batch, num_new, -1)
         return self.out(self.sub_norm(mixed_BTD))
 
 
 def causal_attention(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_BTS: Tensor | None = None
+    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_BTT: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention of the last T of S positions, each to itself and those before it.
+    """Softmax attention of each token to itself and those before it.
 
     Args:
         q_BHTC: queries.
-        k_BKSC: keys.
-        v_BKSC: values.
-        mask_BTS: bool, True where a token sees another; None for all up to itself.
+        k_BKTC: keys.
+        v_BKTC: values.
+        mask_BTT: bool, True where a token sees another; None for all up to itself.
 
     Returns:
         [B, H, T, C].
     """
-    num_new, num_seen = q_BHTC.shape[2], k_BKSC.shape[2]
-    repeats = q_BHTC.shape[1] // k_BKSC.shape[1]
+    repeats = q_BHTC.shape[1] // k_BKTC.shape[1]
     if repeats > 1:
-        k_BKSC = k_BKSC.repeat_interleave(repeats, dim=1)
-        v_BKSC = v_BKSC.repeat_interleave(repeats, dim=1)
-    if mask_BTS is not None:
-        mask_B1TS = mask_BTS[:, None]
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_B1TS)
-    if num_new == num_seen:
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True)
-    if num_new == 1:
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC)
-    position = torch.arange(num_seen, device=q_BHTC.device)
-    mask_TS = position <= position[num_seen - num_new :, None]
-    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS)
+        k_BKTC = k_BKTC.repeat_interleave(repeats, dim=1)
+        v_BKTC = v_BKTC.repeat_interleave(repeats, dim=1)
+    if mask_BTT is None:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True)
+    return F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, attn_mask=mask_BTT[:, None])
 
 
 class Isolation(NamedTuple):
@@ -117,48 +110,3 @@ def isolate(segments_BT: Tensor) -> Isolation:
     is_causal_TT = index_T <= index_T[:, None]
     mask_BTT = is_causal_TT & (first_BT[:, None, :] == first_BT[:, :, None])
     return Isolation(index_T - first_BT, mask_BTT)
-
-
-def rope_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (Su et al., arXiv 2104.09864), halves convention.
-
-    Args:
-        positions: [..., T].
-        head_width: C, even.
-        theta: base of the angles.
-
-    Returns:
-        Two float32 tensors [..., T, C].
-    """
-    exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
-    angles = positions.float()[..., None] * theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_TC, sin_TC)
-        return _turn(x_BHTC, cos_TC, sin_TC)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cos_TC, sin_TC = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _turn(grad, cos_TC, -sin_TC), None, None
-
-
-def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn each pair (i, i + C/2) of features by its position's angle; the gradient turns back.
-
-    Tables are [T, C], or [B, 1, T, C] where rows have positions of their own.
-    """
-    return _Rotate.apply(x_BHTC, cos_TC, sin_TC)
-
-
-def _turn(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    half = x_BHTC.shape[-1] // 2
-    out = x_BHTC * cos_TC
-    out[..., :half].addcmul_(x_BHTC[..., half:], sin_TC[..., :half], value=-1)
-    out[..., half:].addcmul_(x_BHTC[..., :half], sin_TC[..., half:])
-    return out.to(x_BHTC.dtype)

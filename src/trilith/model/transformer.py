@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trilith.model.attention import Attention, LinearFactory, isolate, rope_tables
+from trilith.model.attention import Attention, LinearFactory, isolate
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
+from trilith.model.rope import rope_tables
 from trilith.model.static_cache import StaticCache
 from trilith.quant import BitLinear, QuantConfig
 
@@ -114,11 +115,10 @@ class Transformer(nn.Module):
         """Return what the head reads: [B, T] -> [B, T, D]; arguments as for the whole model."""
         num_new = tokens_BT.shape[1]
         if segments_BT is None:
-            if isinstance(cache, StaticCache):
-                positions = cache.positions(num_new)
+            if cache is None:
+                positions = torch.arange(num_new, device=tokens_BT.device)
             else:
-                start = 0 if cache is None else cache.length
-                positions = torch.arange(start, start + num_new, device=tokens_BT.device)
+                positions = cache.positions(num_new).to(tokens_BT.device)
             mask_BTT = None
         else:
             assert cache is None, "a cache holds one sequence a row"

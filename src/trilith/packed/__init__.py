@@ -2,11 +2,16 @@
 
 from trilith.packed.config import PackConfig
 from trilith.packed.contents import Attachments, TokenizerParts
-from trilith.packed.load import build_packed_model, load_model
+from trilith.packed.load import (
+    build_outer_model,
+    build_packed_block,
+    build_packed_model,
+    load_model,
+)
 from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
 from trilith.packed.precision import RowForm, row_bytes, store_rows
-from trilith.packed.read import PackedFile, read_packed
+from trilith.packed.read import PackedFile, open_unchecked, read_packed
 from trilith.packed.shelf import DENSE, Shelf, drawn_proof_tokens, pack_all, pack_checkpoint
 from trilith.packed.verify import TensorCheck, Verification, verify_packed
 from trilith.packed.write import round_to_stored, write_packed
@@ -26,11 +31,14 @@ __all__ = [
     "TensorEntry",
     "TokenizerParts",
     "Verification",
+    "build_outer_model",
+    "build_packed_block",
     "build_packed_model",
     "drawn_proof_tokens",
     "latent_histogram",
     "load_model",
     "measure",
+    "open_unchecked",
     "pack_all",
     "pack_checkpoint",
     "read_packed",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedEmbedding, PackedHead, PackedLinear, StoredRows
-from trilith.model import Bias, RMSNorm, Transformer, empty_model
+from trilith.model import Bias, Block, RMSNorm, Transformer, empty_model, without_memory
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.read import PackedFile, naming, read_packed
 
@@ -24,35 +24,71 @@ def load_model(path: Path) -> Transformer:
     return build_packed_model(read_packed(path))
 
 
-def build_packed_model(
-    file: PackedFile,
-    *,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
-) -> Transformer:
+_CPU = torch.device("cpu")
+
+
+def build_packed_model(file: PackedFile, *, device: torch.device = _CPU) -> Transformer:
     """Build the model of a packed file that was read, to run on a device, without gradients."""
+    return _filled(_skeleton(file), file, tensors=dict(file.tensors), device=device)
+
+
+def build_outer_model(file: PackedFile) -> Transformer:
+    """Build what lies around the blocks, on the CPU; of those there are none."""
     model = _skeleton(file)
-    shape, unused = file.manifest.model, dict(file.tensors)
-    unused.pop(TOKENIZER_TENSOR)
+    model.blocks = nn.ModuleList()
+    outer = {name: x for name, x in file.tensors.items() if not name.startswith("blocks.")}
+    return _filled(model, file, tensors=outer, device=_CPU)
+
+
+def build_packed_block(file: PackedFile, layer: int) -> Block:
+    """Build one block of the model, on the CPU."""
+    prefix = f"blocks.{layer}."
+    with without_memory():
+        block = Block(file.manifest.model, layer=layer, linear=partial(nn.Linear, bias=False))
+    tensors = {name: x for name, x in file.tensors.items() if name.startswith(prefix)}
     with naming(file.path):
-        for name, module in list(model.named_modules()):
-            if isinstance(module, (RMSNorm, Bias)):
-                _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
-            elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
-                model.set_submodule(
-                    name, _packed_linear(file, name, unused=unused, like=module, device=device)
-                )
-            elif isinstance(module, nn.Linear) and name != "head":
-                _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
-        embedding = _take_rows(unused, "embedding", file=file)
-        head = embedding if shape.tied_head else _take_rows(unused, "head", file=file)
+        _fill_modules(block, prefix, file=file, unused=tensors, device=_CPU)
+    return block.requires_grad_(False).eval()
+
+
+def _filled(
+    model: Transformer, file: PackedFile, *, tensors: dict[str, Tensor], device: torch.device
+) -> Transformer:
+    """Fill a skeleton with tensors, all of which must have their place."""
+    tensors.pop(TOKENIZER_TENSOR)
+    with naming(file.path):
+        _fill_modules(model, "", file=file, unused=tensors, device=device)
+        embedding = _take_rows(tensors, "embedding", file=file)
+        is_tied = file.manifest.model.tied_head
+        head = embedding if is_tied else _take_rows(tensors, "head", file=file)
         if device.type == "cpu":
             model.set_submodule("embedding", PackedEmbedding(embedding))
             model.set_submodule("head", PackedHead(head))
         else:
             _fill_rows(model, embedding=embedding, head=head)
-        if unused:
-            raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
+        if tensors:
+            raise ValueError(f"holds tensors that its model has no place for: {sorted(tensors)}")
     return model.requires_grad_(False).eval().to(device)
+
+
+def _fill_modules(
+    root: nn.Module,
+    prefix: str,
+    *,
+    file: PackedFile,
+    unused: dict[str, Tensor],
+    device: torch.device,
+) -> None:
+    """Fill what has weights below `root`, whose names in the file begin with `prefix`."""
+    for name, module in list(root.named_modules()):
+        full = f"{prefix}{name}"
+        if isinstance(module, (RMSNorm, Bias)):
+            _fill(module, _take(unused, f"{full}.weight", torch.float32).clone())
+        elif isinstance(module, nn.Linear) and f"{full}.codes" in unused:
+            linear = _packed_linear(file, full, unused=unused, like=module, device=device)
+            root.set_submodule(name, linear)
+        elif isinstance(module, nn.Linear) and full != "head":
+            _fill(module, _take(unused, f"{full}.weight", torch.bfloat16).float())
 
 
 def _skeleton(file: PackedFile) -> Transformer:

@@ -2,10 +2,10 @@
 
 from trilith.runtime.engine import Engine, GenerateConfig
 from trilith.runtime.memory import (
+    PREFILL_TOKENS,
     InferenceMemory,
     InferenceSetup,
     Kernel,
-    cache_bits,
     file_bytes,
     longest_context,
     plan_inference,
@@ -21,6 +21,7 @@ from trilith.runtime.text import (
 )
 
 __all__ = [
+    "PREFILL_TOKENS",
     "Engine",
     "GenerateConfig",
     "InferenceMemory",
@@ -32,7 +33,6 @@ __all__ = [
     "StopCutter",
     "TextDecoder",
     "TextTokenizer",
-    "cache_bits",
     "file_bytes",
     "longest_context",
     "plan_inference",

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from trilith.hardware import usable_device
-from trilith.model import KVCache, ModelConfig, StaticCache, Transformer
-from trilith.packed import PackedFile, build_packed_model, read_packed
+from trilith.model import CacheConfig, KVCache, ModelConfig, StaticCache, Transformer
+from trilith.packed import PackedFile, build_outer_model, build_packed_model, read_packed
+from trilith.runtime.layer_stream import LayerStream
+from trilith.runtime.memory import PREFILL_TOKENS, Layers
 from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
+from trilith.runtime.room import require_memory
 from trilith.runtime.sampling import Sampler, SamplingConfig
 from trilith.runtime.static_decoder import StaticDecoder
 
@@ -37,24 +40,73 @@ class GenerateConfig:
 class Engine:
     """Runs one packed model; several caches may be in use at once."""
 
-    def __init__(self, model: Transformer, *, file: PackedFile) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        file: PackedFile,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008
+    ) -> None:
+        if cache.window is not None and cache.window > model.config.context:
+            raise ValueError(
+                f"window={cache.window} is wider than the context of {model.config.context} tokens "
+                f"of model {model.config.name}; narrow it"
+            )
         self.model = model
         self.file = file
+        self.cache_config = cache
         self.device = model.norm.weight.device
-        self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
+        self._check_device()
+        is_native = self.stream is None and decodes_natively(model)
+        self.decoder = NativeDecoder(model, file=file) if is_native else None
         self.static = StaticDecoder(model) if self.device.type == "cuda" else None
 
+    def _check_device(self) -> None:
+        cache = self.cache_config
+        if self.device.type == "cuda" and (cache.bits, cache.window) != (32, None):
+            raise ValueError(
+                f"cache_bits={cache.bits} and window={cache.window} do not run on {self.device}: "
+                "caches on a GPU are float32 and keep all tokens; leave both out, or use the CPU"
+            )
+
     @classmethod
-    def load(cls, path: Path, *, device: str = "cpu") -> "Engine":
+    def load(
+        cls,
+        path: Path,
+        *,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008
+        layers: Layers = "held",
+        device: str = "cpu",
+    ) -> "Engine":
         """Read and check a packed file and build its model on a device: "cpu", "cuda", "cuda:1".
+
+        Args:
+            path: of the file.
+            cache: how its caches keep keys and values.
+            layers: `streamed` reads each block just before it runs, for models larger than the
+                memory; decoding then goes through the torch modules.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is foreign or damaged, or there is no such device.
+            ValueError: the file is foreign or damaged, or too large for this machine; or there is
+                no such device, or it does not run this.
         """
         chosen = usable_device(device)
+        if layers == "streamed" and chosen.type != "cpu":
+            raise ValueError(f"layers are streamed on the CPU alone, not on {chosen}; hold them")
+        if chosen.type == "cpu":
+            require_memory(path, cache=cache, layers=layers)
         file = read_packed(path)
-        return cls(build_packed_model(file, device=chosen), file=file)
+        if layers == "held":
+            return cls(build_packed_model(file, device=chosen), file=file, cache=cache)
+        model = build_outer_model(file)
+        model.blocks = LayerStream(file)  # type: ignore[assignment]
+        return cls(model, file=file, cache=cache)
+
+    @property
+    def stream(self) -> LayerStream | None:
+        """The blocks, where they are streamed."""
+        return self.model.blocks if isinstance(self.model.blocks, LayerStream) else None
 
     @property
     def config(self) -> ModelConfig:
@@ -62,31 +114,40 @@ class Engine:
         return self.model.config
 
     def new_cache(self, *, batch_size: int, capacity: int) -> KVCache | StaticCache:
-        """Make an empty cache for sequences of up to `capacity` tokens.
+        """Make an empty cache for sequences of up to `capacity` tokens; a window has no such end.
 
         Raises:
             ValueError: the model was not trained for so many tokens.
         """
-        if not 1 <= capacity <= self.config.context:
+        has_end = self.cache_config.window is None
+        if capacity < 1 or (has_end and capacity > self.config.context):
             raise ValueError(
                 f"{capacity} tokens do not fit the context of {self.config.context} tokens of "
                 f"model {self.config.name}; shorten the prompt or ask for fewer new tokens"
             )
         if self.static is not None:
             return self.static.new_cache(batch_size=batch_size, capacity=capacity)
-        return KVCache(self.config, batch_size=batch_size, capacity=capacity)
+        return KVCache(
+            self.config, batch_size=batch_size, capacity=capacity, config=self.cache_config
+        )
 
     @torch.inference_mode()
     def prefill(self, tokens_BT: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
-        """Run prompts of equal length into the cache; return the logits [B, V] of what follows."""
+        """Run prompts of equal length into the cache; return the logits [B, V] of what follows.
+
+        They run in parts of `PREFILL_TOKENS`, so that activations do not grow with the prompt.
+        """
         self._check_tokens(tokens_BT)
         if isinstance(cache, StaticCache):
             assert self.static is not None
             return self.static.prefill(tokens_BT, cache=cache)
-        hidden_BD = self.model.hidden(tokens_BT, cache)[:, -1]
-        return (
-            self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
-        )
+        at_once = PREFILL_TOKENS
+        if cache.config.window is not None:
+            at_once = min(at_once, cache.num_recent)
+        for part_BT in tokens_BT.split(at_once, dim=1):
+            hidden_BTD = self.model.hidden(part_BT, cache)
+        last_BD = hidden_BTD[:, -1]
+        return self.model.head(last_BD) if self.decoder is None else self.decoder.logits(last_BD)
 
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
@@ -94,9 +155,20 @@ class Engine:
         if isinstance(cache, StaticCache):
             assert self.static is not None
             return self.static.step(tokens_B, cache=cache)
-        if self.decoder is not None and cache.capacity <= self.config.context:
-            return self.decoder.step(tokens_B, cache=cache)
-        return self.model(tokens_B[:, None], cache)[:, 0]
+        return self.decode_together(tokens_B, caches=[cache])
+
+    @torch.inference_mode()
+    def decode_together(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
+        """Add one token to each sequence of several caches, whatever their lengths.
+
+        Returns:
+            The logits [B, V] of what follows, of the caches in turn.
+        """
+        if self.decoder is not None:
+            return self.decoder.step(tokens_B, caches=caches)
+        parts = tokens_B.split([cache.batch_size for cache in caches])
+        logits = [self.model(p[:, None], c)[:, 0] for p, c in zip(parts, caches, strict=True)]
+        return torch.cat(logits)
 
     def generate(self, prompt_ids: Sequence[int], *, config: GenerateConfig) -> Iterator[int]:
         """Continue a prompt; each token is handed out as soon as it is drawn.
@@ -123,7 +195,9 @@ class Engine:
                 return
             yield int(next_B)
             if num_new < config.max_new_tokens:
-                tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
+                if config.sampling.repetition_penalty != 1:
+                    # Each id once, so that an endless stream stays small.
+                    tokens_BT = torch.cat([tokens_BT[0], next_B]).unique()[None]
                 logits_BV = self.decode_one_token(next_B, cache=cache)
 
     def _check_tokens(self, tokens_BT: Tensor) -> None:

@@ -3,7 +3,8 @@
 Letters as in `attention`: D width, C head width, V vocabulary; M is the width of the MLP.
 """
 
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from trilith.kernels import RESTORED_VALUES, layout_in_memory, native_bytes
 from trilith.model import (
     Bias,
+    CacheConfig,
     KVCache,
     ModelConfig,
     RMSNorm,
@@ -20,22 +22,30 @@ from trilith.model import (
     model_on_meta,
     projection_weights,
 )
+from trilith.model.cache import READ_TOKENS
 from trilith.packed import PackConfig, row_bytes
 from trilith.quant import Codec, QuantConfig, num_scales
 
 # How kernels hold a projection: tiles of 2 or 4 bits, float32 numbers, or the file's own bytes.
 Kernel = Literal["native", "torch", "packed"]
+# All blocks ready to run, or one that runs and the next one.
+Layers = Literal["held", "streamed"]
+
+# Tokens of a prompt that run at once.
+PREFILL_TOKENS = 512
 
 _FLOAT32 = 4
 _BFLOAT16 = 2
+# Tokens that no context has.
+_LONGEST = 2**32
 
 
 @dataclass(frozen=True)
 class InferenceSetup:
     """All that decides how much memory a packed model takes.
 
-    `context` counts the tokens that the cache has room for, `prompt` those that run at once;
-    `kv_bits` are those of a value in the cache, see `cache_bits` for what the runtime has.
+    `context` counts the tokens of prompt and answer, `prompt` those of the first, which runs in
+    parts of `PREFILL_TOKENS`. Where layers are streamed, two blocks are unpacked at once.
     """
 
     model: ModelConfig
@@ -45,12 +55,15 @@ class InferenceSetup:
     context: int
     prompt: int
     batch_size: int
-    kv_bits: int
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    layers: Layers = "held"
 
     def __post_init__(self) -> None:
         for key in ("context", "prompt", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.layers not in ("held", "streamed"):
+            raise ValueError(f"layers={self.layers!r} is not known; choose held or streamed")
         if self.prompt > self.context:
             raise ValueError(
                 f"prompt={self.prompt} is longer than context={self.context}; lower the first or "
@@ -76,7 +89,7 @@ class InferenceMemory(NamedTuple):
     Attributes:
         file: tensors of the packed file; on a CPU they are mapped.
         unpacked: what the runtime keeps beside them: kernel weights and norms.
-        kv_cache: keys and values; scales of a quantized cache would come on top.
+        kv_cache: keys and values, with the scales of a quantized cache.
         prefill: activations of running the prompt.
         decode: activations of running one more token.
     """
@@ -99,13 +112,10 @@ class InferenceMemory(NamedTuple):
 def plan_inference(setup: InferenceSetup) -> InferenceMemory:
     """Plan the memory of a packed model that generates on one device."""
     model = model_on_meta(setup.model)
-    with torch.device("meta"):
-        kv = KVCache(setup.model, batch_size=setup.batch_size, capacity=setup.context)
-    num_values = kv.keys.numel() + kv.values.numel()
     return InferenceMemory(
         file=sum(file_bytes(model, quant=setup.quant, pack=setup.pack)),
         unpacked=_unpacked_bytes(model, setup),
-        kv_cache=num_values * setup.kv_bits // 8,
+        kv_cache=_cache_bytes(setup),
         prefill=_prefill_bytes(setup),
         decode=_decode_bytes(setup),
     )
@@ -116,17 +126,23 @@ def longest_context(setup: InferenceSetup, *, memory_bytes: int) -> int:
 
     The rotations of positions beyond the model's own context are left out.
     """
-    one, two = (plan_inference(replace(setup, context=setup.prompt + more)) for more in (0, 1))
-    kv, decode = two.kv_cache - one.kv_cache, two.decode - one.decode
-    room = memory_bytes - one.weights - one.kv_cache
-    more = min((room - one.prefill) // kv, (room - one.decode) // (kv + decode))
-    return setup.prompt + more if more >= 0 else 0
+    plan = plan_inference(replace(setup, context=setup.prompt))
+    room = memory_bytes - plan.weights
+
+    def needed(context: int) -> int:
+        wanted = replace(setup, context=context)
+        return _cache_bytes(wanted) + max(plan.prefill, _decode_bytes(wanted))
+
+    num_fitting = bisect_right(range(setup.prompt, _LONGEST), room, key=needed)
+    return setup.prompt + num_fitting - 1 if num_fitting else 0
 
 
-def cache_bits(config: ModelConfig) -> int:
-    """Bits of a key or value in the cache that the runtime has."""
+def _cache_bytes(setup: InferenceSetup) -> int:
     with torch.device("meta"):
-        return 8 * KVCache(config, batch_size=1, capacity=1).keys.element_size()
+        cache = KVCache(
+            setup.model, batch_size=setup.batch_size, capacity=setup.context, config=setup.cache
+        )
+    return cache.nbytes
 
 
 def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfig) -> FileBytes:
@@ -160,6 +176,8 @@ def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
         return 0
     rope = 2 * _FLOAT32 * setup.model.context * setup.model.head_width
     kernels = sum(_kernel_bytes(weight, setup) for weight in projection_weights(model))
+    if setup.layers == "streamed":
+        kernels = kernels * min(2, setup.model.num_layers) // setup.model.num_layers
     floats = _float_bytes(model, RMSNorm) + _float_bytes(model, Bias)
     return floats + kernels + (rope if _decodes_natively(setup) else 0)
 
@@ -167,7 +185,7 @@ def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
 def _decodes_natively(setup: InferenceSetup) -> bool:
     """True if a decoding step is one call that reads grouped keys and values where they lie."""
     is_integer = setup.quant is not None and setup.quant.activation_bits is not None
-    return is_integer and setup.kernel != "torch"
+    return is_integer and setup.kernel != "torch" and setup.layers == "held"
 
 
 def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
@@ -189,16 +207,30 @@ def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
 
 
 def _prefill_bytes(setup: InferenceSetup) -> int:
-    """Activations of all prompt tokens at the widest moment of a block, rotations, logits."""
+    """Activations of a part of the prompt at the widest moment of a block, rotations, logits."""
     config = setup.model
     width, keys = config.width, config.num_kv_heads * config.head_width
+    num_tokens = min(setup.prompt, PREFILL_TOKENS)
     is_grouped = config.num_heads > config.num_kv_heads
-    # Residual, normed, projected, rotated queries and output; grouped keys and values repeated.
-    attention = 5 * width + 2 * keys + (2 * width if is_grouped else 0)
-    per_token = max(attention, 3 * width + _mlp_values(setup))
-    rotations = 2 * config.head_width * setup.prompt
+    # Residual, normed, projected, rotated queries and keys, output.
+    attention = 5 * width + 3 * keys
+    per_token = max(attention + (2 * width if is_grouped else 0), 3 * width + _mlp_values(setup))
+    past = 0
+    if setup.prompt > PREFILL_TOKENS:
+        # Queries in groups, and the output of some earlier tokens.
+        per_token = max(per_token, attention + (2 if is_grouped else 1) * width)
+        past = _past_values(setup)
+    rotations = 2 * config.head_width * num_tokens
     logits = setup.batch_size * config.vocab_size
-    return int(_FLOAT32 * (setup.batch_size * setup.prompt * per_token + rotations + logits))
+    values = setup.batch_size * (num_tokens * per_token + past) + rotations + logits
+    return int(_FLOAT32 * values)
+
+
+def _past_values(setup: InferenceSetup) -> int:
+    """float32 values of what is read at once of a cache that holds none: keys, then values."""
+    config = setup.model
+    read = min(READ_TOKENS, setup.context) * config.num_kv_heads * config.head_width
+    return 0 if setup.cache.bits == 32 else 4 * read if setup.cache.bits < 16 else 2 * read
 
 
 def _mlp_values(setup: InferenceSetup) -> float:
@@ -214,14 +246,17 @@ def _mlp_values(setup: InferenceSetup) -> float:
 
 
 def _decode_bytes(setup: InferenceSetup) -> int:
-    """Logits; on the torch path also keys and values of a layer, repeated for all heads."""
+    """Logits; on the torch path one token's activations, and what is read of the cache."""
     config = setup.model
-    logits = _FLOAT32 * setup.batch_size * config.vocab_size
+    logits = _FLOAT32 * config.vocab_size * setup.batch_size
     if _decodes_natively(setup):
         return logits
-    repeats = config.num_heads > config.num_kv_heads
-    repeated = 2 * _FLOAT32 * setup.batch_size * config.width * setup.context if repeats else 0
-    return logits + max(repeated, _restored_bytes(setup))
+    keys = config.num_kv_heads * config.head_width
+    # Where queries share keys, they are laid in groups, and the own key is repeated.
+    attention = (7 if config.num_heads > config.num_kv_heads else 5) * config.width + 3 * keys
+    per_token = max(attention, 3 * config.width + _mlp_values(setup))
+    values = setup.batch_size * (per_token + _past_values(setup)) + 2 * config.head_width
+    return max(logits + _restored_bytes(setup), int(_FLOAT32 * values))
 
 
 def _restored_bytes(setup: InferenceSetup) -> int:

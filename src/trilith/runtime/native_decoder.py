@@ -4,6 +4,7 @@ Axes: B batch, V vocabulary, D width.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,13 @@ from trilith.kernels import Isa, NativeProduct, PackedLinear, multiply_rows
 from trilith.kernels.native_build import load_native
 from trilith.kernels.native_decode import (
     MLP_KINDS,
-    CacheStruct,
     LayerStruct,
     ModelStruct,
+    SequenceStruct,
 )
 from trilith.model import Bias, KVCache, RMSNorm, Transformer
-from trilith.model.attention import rope_tables
+from trilith.model.cache_storage import KeyBlocks, ValueRows
+from trilith.model.rope import rope_tables
 from trilith.model.transformer import Block
 from trilith.packed import PackedFile
 
@@ -47,27 +49,32 @@ class NativeDecoder:
         """Return the logits [B, V] of what the head reads."""
         return multiply_rows(hidden_BD.float().contiguous(), rows=self._head, isa=self._isa)
 
-    def step(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
-        """Add one token to each sequence; return the logits [B, V] of what follows."""
+    def step(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
+        """Add one token to each sequence; return the logits [B, V] of what follows.
+
+        The sequences are those of the caches in turn; each is computed as it would be alone.
+        """
         config = self._model.config
-        assert tokens_B.shape == (cache.keys.shape[1],), tokens_B.shape
+        assert len(tokens_B) == sum(cache.batch_size for cache in caches), tokens_B.shape
         if int(tokens_B.min()) < 0 or int(tokens_B.max()) >= config.vocab_size:
             raise IndexError(f"token ids {tokens_B.tolist()} are not in 0..{config.vocab_size - 1}")
-        cache.require_room(1)
+        for cache in caches:
+            cache.require_room(1)
         tokens_B = tokens_B.long().contiguous()
         logits_BV = torch.empty(len(tokens_B), config.vocab_size)
-        seen = CacheStruct(
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-            len(tokens_B),
-            cache.capacity,
-            cache.length,
-        )
+        # The structs point into the tables, which must live until the call returns.
+        tables = [self._rope_rows(cache) for cache in caches]
+        structs = [
+            struct
+            for cache, rows in zip(caches, tables, strict=True)
+            for struct in _sequence_structs(cache, [row.data_ptr() for row in rows])
+        ]
         library = load_native().library
         assert library is not None
         failed = library.trilith_decode(
             ctypes.byref(self._struct),
-            ctypes.byref(seen),
+            (SequenceStruct * len(structs))(*structs),
+            len(structs),
             tokens_B.data_ptr(),
             logits_BV.data_ptr(),
             self._isa.number,
@@ -75,8 +82,20 @@ class NativeDecoder:
         )
         if failed:
             raise MemoryError(f"no memory for a decoding step of {len(tokens_B)} sequences")
-        cache.advance(1)
+        for cache in caches:
+            cache.advance(1)
         return logits_BV
+
+    def _rope_rows(self, cache: KVCache) -> list[Tensor]:
+        """Cosines and sines of the next token, then those of its place in the window."""
+        here, inside = cache.length, min(cache.length, cache.capacity - 1)
+        config = self._model.config
+        if here < config.context:
+            own = [table[here] for table in self._rope]
+        else:
+            position = cache.positions(1)
+            own = list(rope_tables(position, config.head_width, config.rope_theta))
+        return [*own, *(table[inside] for table in self._rope)]
 
     def _model_struct(self) -> ModelStruct:
         config = self._model.config
@@ -94,9 +113,32 @@ class NativeDecoder:
             self._embedding.as_struct(),
             self._head.as_struct(),
             self._model.norm.weight.data_ptr(),
-            self._rope[0].data_ptr(),
-            self._rope[1].data_ptr(),
         )
+
+
+def _sequence_structs(cache: KVCache, rope: Sequence[int]) -> list[SequenceStruct]:
+    """What the C functions take of each sequence of a cache."""
+    keys, values = cache.keys, cache.values
+    heads = cache.model.num_kv_heads
+    # In the order of the struct: keys, values, near, scale and zero of both.
+    tensors: list[Tensor | None] = [keys.tensors[0], values.tensors[0], *[None] * 5]
+    if isinstance(keys, KeyBlocks) and isinstance(values, ValueRows):
+        tensors[2:] = [keys.near, keys.scale, keys.zero, values.scale, values.zero]
+    starts = [None if x is None else x.data_ptr() for x in tensors]
+    steps = [0 if x is None else heads * x.stride(2) * x.element_size() for x in tensors]
+    about = (heads * cache.batch_size, cache.sinks, keys.ring.size, cache.num_recent, cache.length)
+    return [
+        SequenceStruct(
+            cache.config.bits,
+            *(
+                None if start is None else start + b * step
+                for start, step in zip(starts, steps, strict=True)
+            ),
+            *about,
+            *rope,
+        )
+        for b in range(cache.batch_size)
+    ]
 
 
 def decodes_natively(model: Transformer) -> bool:

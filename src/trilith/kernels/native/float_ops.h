@@ -85,51 +85,6 @@ TARGET static void rotate(float *x, const float *cos, const float *sin, int64_t 
     }
 }
 
-/* out = sum of shares[s] * values[s], in registers for 4 * LANES features at a time. */
-INLINE void mix(
-    const float *shares, const float *values, int64_t num_seen, int64_t width, float *out) {
-    int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        floats a = {0}, b = {0}, c = {0}, d = {0};
-        for (int64_t s = 0; s < num_seen; s++) {
-            const float *row = values + s * width + i;
-            a += shares[s] * LOAD(row);
-            b += shares[s] * LOAD(row + LANES);
-            c += shares[s] * LOAD(row + 2 * LANES);
-            d += shares[s] * LOAD(row + 3 * LANES);
-        }
-        memcpy(out + i, &a, sizeof a);
-        memcpy(out + i + LANES, &b, sizeof b);
-        memcpy(out + i + 2 * LANES, &c, sizeof c);
-        memcpy(out + i + 3 * LANES, &d, sizeof d);
-    }
-    for (; i < width; i++) {
-        out[i] = 0.0f;
-        for (int64_t s = 0; s < num_seen; s++) out[i] += shares[s] * values[s * width + i];
-    }
-}
-
-TARGET static void attend(
-    const float *q, const float *keys, const float *values, int64_t num_seen, int64_t width,
-    float *scores, float *out) {
-    float scale = 1.0f / sqrtf((float)width), largest = -INFINITY, total;
-    floats sums = {0};
-    int64_t done = 0;
-    for (int64_t s = 0; s < num_seen; s++) {
-        const float *key = keys + s * width;
-        float score;
-        DOT(q, key, width, LOAD, , score);
-        scores[s] = score * scale;
-        largest = scores[s] > largest ? scores[s] : largest;
-    }
-    for (int64_t s = 0; s < num_seen; s++) scores[s] = exponential(scores[s] - largest);
-    for (; done + LANES <= num_seen; done += LANES) sums += LOAD(scores + done);
-    SUM(sums, total);
-    for (; done < num_seen; done++) total += scores[done];
-    for (int64_t s = 0; s < num_seen; s++) scores[s] /= total;
-    mix(scores, values, num_seen, width, out);
-}
-
 INLINE void activate_kind(int64_t kind, const float *hidden, int64_t width, float *out) {
     const float *value = hidden + width;
     for (int64_t i = 0; i < width; i++) {
@@ -173,4 +128,4 @@ TARGET static void activate(int64_t kind, const float *hidden, int64_t width, fl
         activate_kind(RELU2, hidden, width, out);
 }
 
-const float_ops FLOAT_OPS = {rms_norm, rotate, attend, activate, add, head_rows};
+const float_ops FLOAT_OPS = {rms_norm, rotate, activate, add, head_rows};
