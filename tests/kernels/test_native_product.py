@@ -93,7 +93,9 @@ def test_500_random_products_are_the_reference_to_the_last_bit(isa: Isa) -> None
     for case in _random_cases():
         for layout in layouts_for(case.weight.grid):
             product = NativeProduct(case.weight, isa, layout=layout)
-            assert torch.equal(product(case.x), case.expected), (case.name, layout)
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                assert torch.equal(product(case.x), case.expected), (case.name, layout, threads)
 
 
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)

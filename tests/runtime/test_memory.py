@@ -1,5 +1,6 @@
 """The plan of a packed model against its file, its tensors and what generating allocates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ KINDS: list[Kind] = [
     (TOY, TERNARY, PackConfig("bits2", "bf16")),
     (TOY, TERNARY, PackConfig("smallest", "int3", "int4", 32)),
     (TOY, WEIGHTS_ALONE, SMALLEST),
+    (replace(TOY, name="biased", qkv_bias=True), TERNARY, SMALLEST),
 ]
 
 

@@ -33,7 +33,10 @@ def add_parser(commands: Any) -> None:
     )
     add_output(parser, metavar="FILE", help_text="the .safetensors file to write")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model or tokenizer.bin"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="SentencePiece model, tokenizer.json with the files beside it, or tokenizer.bin",
     )
     parser.add_argument("--name", help="of the model; default: that of its folder or file")
     parser.add_argument(

@@ -140,10 +140,11 @@ def _shape(section: Any, *, source: Path) -> "ModelConfig":
     from trilith.model import ModelConfig
 
     known = {field.name for field in fields(ModelConfig)}
+    needed = {field.name for field in fields(ModelConfig) if field.default is MISSING}
     found = set(section) if isinstance(section, dict) else set()
-    if found != known:
+    if not needed <= found <= known:
         raise ValueError(
-            f"section model of {source} lacks {sorted(known - found)} and has the unknown keys "
+            f"section model of {source} lacks {sorted(needed - found)} and has the unknown keys "
             f"{sorted(found - known)}"
         )
     return ModelConfig(**section)

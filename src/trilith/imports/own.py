@@ -102,7 +102,7 @@ def _unpacked(file: PackedFile) -> State:
             weight = file.packed_weight(module)
             state[f"{module}.weight"] = dequantize(weight.codes(), weight.scale, weight.grid)
             state[f"{module}.scale"] = weight.scale.clone()
-        elif entry.part in ("dense", "norms"):
+        elif entry.part in ("dense", "norms", "biases"):
             state[name] = tensor.float().clone()
     state["embedding.weight"] = file.stored_rows("embedding").restore()
     if not file.manifest.model.tied_head:

@@ -29,7 +29,8 @@ class Source:
         quant: its grid; None for a dense model.
         stored: how the file keeps the weights, for people.
         weight_files: files that hold the weights.
-        tokenizer: bytes of its `tokenizer.model`; None where nothing beside it holds one.
+        tokenizer: bytes of its `tokenizer.model`, as `Tokenizer` takes them; None where nothing
+            beside it holds one.
         tokenizer_sha256: hash of those bytes.
         provenance: what it says of its own training; plain JSON.
         licence: what a file beside it says, if one does.

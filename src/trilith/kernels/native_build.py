@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
-_FLAGS = (
+FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
@@ -105,7 +105,7 @@ def library_path() -> Path:
     version = _run([*compiler, "--version"])
     sources = sorted(_SOURCES.glob("*.[ch]"))
     content = [path.name.encode() + b"\0" + path.read_bytes() for path in sources]
-    about = [*compiler, version, platform.machine(), *_FLAGS]
+    about = [*compiler, version, platform.machine(), *FLAGS]
     key = hashlib.sha256(b"\0".join([*content, *(word.encode() for word in about)])).hexdigest()
     path = _cache_folder() / f"kernels-{key[:24]}.so"
     if not path.is_file():
@@ -141,16 +141,23 @@ def _compile(compiler: list[str], sources: list[str], *, to: Path) -> None:
     handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
     os.close(handle)
     try:
-        command = [*compiler, *_FLAGS, "-o", beside, *sources]
+        command = [*compiler, *FLAGS, "-o", beside, *sources]
         try:
-            _run([*command, "-DHAVE_AMX"])
+            _run([*command, *_extra_flags()])
         except RuntimeError:
             # Compilers of before 2021 do not know AMX.
+            if not _extra_flags():
+                raise
             _run(command)
         Path(beside).replace(to)
     finally:
         Path(beside).unlink(missing_ok=True)
     log.info("compiled the native kernels with %s: %s", compiler[0], to)
+
+
+def _extra_flags() -> list[str]:
+    """All else is in the sources: each function names the instructions that it needs."""
+    return ["-DHAVE_AMX"] if platform.machine() in ("x86_64", "AMD64") else []
 
 
 def _run(command: list[str]) -> str:

@@ -13,7 +13,7 @@ _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 
 class LayerStruct(ctypes.Structure):
-    """`layer`: norms that the model lacks are None."""
+    """`layer`: norms and biases that the model lacks are None."""
 
     _fields_ = (
         ("attention_norm", _POINTER),
@@ -22,6 +22,7 @@ class LayerStruct(ctypes.Structure):
         ("attention_sub_norm", _POINTER),
         ("mlp_norm", _POINTER),
         ("mlp_sub_norm", _POINTER),
+        ("qkv_bias", _POINTER),
         ("qkv", WeightStruct),
         ("out", WeightStruct),
         ("up", WeightStruct),

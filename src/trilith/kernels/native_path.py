@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
+from trilith.kernels.pages import on_large_pages
 from trilith.kernels.weight import PackedWeight
 from trilith.quant import Codec, Grid
 
@@ -63,7 +64,7 @@ class NativeProduct(nn.Module):
         self.layout = layout
         tiles = repack(weight, layout=self.layout)
         for name, tensor in tiles._asdict().items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, on_large_pages(tensor))
         self.offset = weight.grid.numerators[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class NativeProduct(nn.Module):
         if not (x.is_cpu and self.codes.is_cpu):
             raise ValueError(
                 f"native kernels run on the CPU and got activations on {x.device} and weights on "
-                f"{self.codes.device}; set TRILITH_KERNELS=torch before loading the model"
+                f"{self.codes.device}; load the model with its device"
             )
         assert x.shape[-1] == self.num_in, x.shape
         out = torch.empty(*x.shape[:-1], self.num_out)

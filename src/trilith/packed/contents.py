@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import StoredRows, pack_weight
-from trilith.model import ModelConfig, RMSNorm
+from trilith.model import Bias, ModelConfig, RMSNorm
 from trilith.packed.config import PackConfig
 from trilith.packed.manifest import CodesEntry, Manifest, Part, TensorEntry, describe
 from trilith.quant import BitLinear
@@ -39,10 +39,12 @@ class Contents:
         self._activation_bits: set[Any] = set()
 
     def add_modules(self, root: nn.Module, prefix: str) -> None:
-        """Take norms and projections, float32 on the CPU; `prefix` names the root in the model."""
+        """Take norms, biases and projections, float32; `prefix` names the root in the model."""
         for name, module in root.named_modules(prefix=prefix):
             if isinstance(module, RMSNorm):
                 self._add(f"{name}.weight", module.weight.float(), "norms")
+            elif isinstance(module, Bias):
+                self._add(f"{name}.weight", module.weight.float(), "biases")
             elif isinstance(module, BitLinear):
                 self._add_codes(name, module)
             elif isinstance(module, nn.Linear):

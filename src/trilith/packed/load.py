@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trilith.kernels import PackedEmbedding, PackedHead, PackedLinear, StoredRows
-from trilith.model import RMSNorm, Transformer, empty_model
+from trilith.model import Bias, RMSNorm, Transformer, empty_model
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.read import PackedFile, naming, read_packed
 
@@ -24,17 +24,23 @@ def load_model(path: Path) -> Transformer:
     return build_packed_model(read_packed(path))
 
 
-def build_packed_model(file: PackedFile) -> Transformer:
-    """Build the model of a packed file that was read: in evaluation mode, without gradients."""
+def build_packed_model(
+    file: PackedFile,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Transformer:
+    """Build the model of a packed file that was read, to run on a device, without gradients."""
     model = _skeleton(file)
     shape, unused = file.manifest.model, dict(file.tensors)
     unused.pop(TOKENIZER_TENSOR)
     with naming(file.path):
         for name, module in list(model.named_modules()):
-            if isinstance(module, RMSNorm):
+            if isinstance(module, (RMSNorm, Bias)):
                 _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
             elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
-                model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
+                model.set_submodule(
+                    name, _packed_linear(file, name, unused=unused, like=module, device=device)
+                )
             elif isinstance(module, nn.Linear) and name != "head":
                 _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
         embedding = _take_rows(unused, "embedding", file=file)
@@ -43,7 +49,7 @@ def build_packed_model(file: PackedFile) -> Transformer:
         model.set_submodule("head", PackedHead(head))
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
 
 
 def _skeleton(file: PackedFile) -> Transformer:
@@ -61,7 +67,7 @@ def _skeleton(file: PackedFile) -> Transformer:
 
 
 def _packed_linear(
-    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear
+    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear, device: torch.device
 ) -> PackedLinear:
     weight = file.packed_weight(name)
     _require_shape(weight.shape, like.weight.shape)
@@ -69,7 +75,7 @@ def _packed_linear(
     num_weights = sum(math.prod(e.codes.shape) for e in file.manifest.tensors.values() if e.codes)
     unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
     bits = file.manifest.activation_bits
-    linear = PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
+    linear = PackedLinear(weight, activation_bits=bits, num_weights=num_weights, device=device)
     file.let_go(weight.packed)
     return linear
 

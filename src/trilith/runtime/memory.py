@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trilith.kernels import RESTORED_VALUES, layout_in_memory, native_bytes
 from trilith.model import (
+    Bias,
     KVCache,
     ModelConfig,
     RMSNorm,
@@ -66,6 +67,7 @@ class FileBytes(NamedTuple):
     embedding: int
     head: int
     norms: int
+    biases: int
 
 
 class InferenceMemory(NamedTuple):
@@ -138,13 +140,14 @@ def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfi
         dense=_BFLOAT16 * sum(w.numel() for w in projections) if quant is None else 0,
         embedding=row_bytes(shape, pack.embedding_form),
         head=0 if model.config.tied_head else row_bytes(shape, pack.head_form),
-        norms=_norm_bytes(model),
+        norms=_float_bytes(model, RMSNorm),
+        biases=_float_bytes(model, Bias),
     )
 
 
-def _norm_bytes(model: Transformer) -> int:
-    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
-    return _FLOAT32 * sum(norm.weight.numel() for norm in norms)
+def _float_bytes(model: Transformer, kind: type[RMSNorm | Bias]) -> int:
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    return _FLOAT32 * sum(module.weight.numel() for module in modules)
 
 
 def _code_bytes(weight: Tensor, codec: Codec | None) -> int:
@@ -157,7 +160,8 @@ def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
         return 0
     rope = 2 * _FLOAT32 * setup.model.context * setup.model.head_width
     kernels = sum(_kernel_bytes(weight, setup) for weight in projection_weights(model))
-    return _norm_bytes(model) + kernels + (rope if _decodes_natively(setup) else 0)
+    floats = _float_bytes(model, RMSNorm) + _float_bytes(model, Bias)
+    return floats + kernels + (rope if _decodes_natively(setup) else 0)
 
 
 def _decodes_natively(setup: InferenceSetup) -> bool:

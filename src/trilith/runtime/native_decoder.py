@@ -16,7 +16,7 @@ from trilith.kernels.native_decode import (
     LayerStruct,
     ModelStruct,
 )
-from trilith.model import KVCache, RMSNorm, Transformer
+from trilith.model import Bias, KVCache, RMSNorm, Transformer
 from trilith.model.attention import rope_tables
 from trilith.model.transformer import Block
 from trilith.packed import PackedFile
@@ -114,20 +114,21 @@ def decodes_natively(model: Transformer) -> bool:
 
 def _layer_struct(block: Block) -> LayerStruct:
     attention, mlp = block.attention, block.mlp
-    norms = (
+    floats = (
         block.attention_norm,
         attention.q_norm,
         attention.k_norm,
         attention.sub_norm,
         block.mlp_norm,
         mlp.sub_norm,
+        attention.qkv_bias,
     )
     linears = (attention.qkv, attention.out, mlp.up, mlp.down)
     return LayerStruct(
-        *(_norm_pointer(norm) for norm in norms),
+        *(_pointer(module) for module in floats),
         *(linear.product.as_struct() for linear in linears),  # type: ignore[union-attr, operator]
     )
 
 
-def _norm_pointer(norm: nn.Module) -> int | None:
-    return norm.weight.data_ptr() if isinstance(norm, RMSNorm) else None
+def _pointer(module: nn.Module) -> int | None:
+    return module.weight.data_ptr() if isinstance(module, (RMSNorm, Bias)) else None

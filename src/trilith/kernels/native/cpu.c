@@ -41,6 +41,29 @@ int cpu_has(int isa) {
         default: return 0;
     }
 }
+
+static int has_vbmi;
+
+#ifndef WITHOUT_VBMI /* for a test of what runs without them */
+/* Once, since a virtual machine takes long to answer. */
+__attribute__((constructor)) static void look_for_vbmi(void) {
+    uint32_t a, b, c = 0, d;
+    has_vbmi = __get_cpuid_count(7, 0, &a, &b, &c, &d) && c & 1u << 1;
+}
+#endif
+
+int cpu_has_vbmi(void) { return has_vbmi; }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+enum { HAS_DOTPROD = 1 << 20 }; /* HWCAP_ASIMDDP */
+
+int cpu_has(int isa) {
+    return isa == SCALAR || (isa == NEON && getauxval(AT_HWCAP) & HAS_DOTPROD);
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+/* Every Apple processor that runs this has dotprod. */
+int cpu_has(int isa) { return isa == SCALAR || isa == NEON; }
 #else
 int cpu_has(int isa) { return isa == SCALAR; }
 #endif

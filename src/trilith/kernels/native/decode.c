@@ -74,6 +74,8 @@ static int attention(step *s, const layer *l) {
     const model *m = s->m;
     norm_rows(s, s->x, l->attention_norm, m->width);
     if (apply(s, &l->qkv, s->normed, s->wide)) return -1;
+    for (int64_t b = 0; l->qkv_bias && b < s->cache->batch; b++)
+        s->ops->add(s->wide + b * l->qkv.num_out, l->qkv_bias, l->qkv.num_out);
     int64_t products = 2 * (s->cache->length + 1) * m->width * s->cache->batch;
     run_chunks(useful_threads(s, products), s->cache->batch * m->num_kv_heads, attend_chunk, s);
     if (l->attention_sub_norm) norm_rows(s, s->normed, l->attention_sub_norm, m->width);

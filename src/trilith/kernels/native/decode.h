@@ -6,10 +6,11 @@
 
 enum mlp_kind { SWIGLU, RELU2, GATED_RELU2 };
 
-/* Keep these three in step with native_decode.py. Norms that the model lacks are NULL. */
+/* Keep these three in step with native_decode.py. Norms and biases that the model lacks are NULL. */
 typedef struct {
     const float *attention_norm, *q_norm, *k_norm, *attention_sub_norm;
     const float *mlp_norm, *mlp_sub_norm;
+    const float *qkv_bias; /* [qkv.num_out] */
     weight qkv, out, up, down;
 } layer;
 

@@ -9,6 +9,10 @@ enum { CHUNKS_PER_THREAD = 4 };
 static kernel *const kernels[NUM_ISAS] = {linear_scalar, linear_avx2, linear_vnni, linear_amx};
 static quantizer *const quantizers[NUM_ISAS] = {
     quantize_portable, quantize_avx2, quantize_avx512, quantize_avx512};
+#elif defined(__aarch64__)
+static kernel *const kernels[NUM_ISAS] = {[SCALAR] = linear_scalar, [NEON] = linear_neon};
+static quantizer *const quantizers[NUM_ISAS] = {
+    [SCALAR] = quantize_portable, [NEON] = quantize_portable};
 #else
 static kernel *const kernels[NUM_ISAS] = {linear_scalar};
 static quantizer *const quantizers[NUM_ISAS] = {quantize_portable};
@@ -109,7 +113,8 @@ int multiply(
     int64_t values_bytes = ceil_div(num_tokens, p.panel_rows) * p.panel_rows * row_bytes;
     int64_t sums_bytes = up_to_line(num_tokens * w->num_groups * (int64_t)sizeof(int32_t));
     int64_t scale_bytes = up_to_line(num_tokens * (int64_t)sizeof(float));
-    p.scratch_bytes = how->isa >= VNNI && num_tokens > 1 ? 2 * unpacked_bytes(&p) : 0;
+    int unpacks = (how->isa == VNNI || how->isa == AMX) && num_tokens > 1;
+    p.scratch_bytes = unpacks ? 2 * unpacked_bytes(&p) : 0;
     int64_t total = values_bytes + sums_bytes + scale_bytes + threads * p.scratch_bytes;
     if (reserve(space, total)) return -1;
     p.values = (int8_t *)space->memory;

@@ -107,8 +107,10 @@ static chunk_task *const refiners[NUM_ISAS] = {
 static chunk_task *const row_quantizers[NUM_ISAS] = {
     rows_portable, rows_avx2, rows_avx512, rows_avx512};
 #else
-static chunk_task *const refiners[NUM_ISAS] = {refine_portable};
-static chunk_task *const row_quantizers[NUM_ISAS] = {rows_portable};
+static chunk_task *const refiners[NUM_ISAS] = {
+    [SCALAR] = refine_portable, [NEON] = refine_portable};
+static chunk_task *const row_quantizers[NUM_ISAS] = {
+    [SCALAR] = rows_portable, [NEON] = rows_portable};
 #endif
 
 /* Refine the scales in place; each row has its own. */

@@ -23,7 +23,7 @@ enum { BLOCK = 16, QUAD = 4, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
 /* Tokens for which all blocks run before the next tokens: their activations stay in the cache. */
 enum { SLAB = 64 };
 enum layout { BITS2 = 2, BASE3 = 3, BITS4 = 4 };
-enum isa { SCALAR, AVX2, VNNI, AMX, NUM_ISAS };
+enum isa { SCALAR, AVX2, VNNI, AMX, NEON, NUM_ISAS };
 
 /* Keep the fields of weight in step with WeightStruct in native_build.py. */
 typedef struct {
@@ -52,7 +52,10 @@ typedef struct {
 
 /* Compute the outputs of blocks first .. last - 1 for all tokens. */
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
-kernel linear_scalar, linear_avx2, linear_vnni, linear_amx;
+kernel linear_scalar, linear_avx2, linear_vnni, linear_amx, linear_neon;
+
+/* linear_vnni for a product of one token. */
+void linear_vnni_one(const product *p, int64_t first, int64_t last);
 
 /* Quantize tokens first .. last - 1 of x [num_tokens, num_in] into values, sums and scale. */
 typedef void quantizer(const product *p, const float *x, int64_t first, int64_t last);
@@ -62,6 +65,8 @@ typedef void chunk_task(void *context, int64_t chunk, int worker);
 void run_chunks(int threads, int64_t count, chunk_task *task, void *context);
 
 int cpu_has(int isa);
+/* Byte permutes, which the first processors with VNNI lack. */
+int cpu_has_vbmi(void);
 
 typedef struct {
     int isa;

@@ -15,65 +15,6 @@ INLINE __m512i broadcast(const int8_t *values) {
     return _mm512_set1_epi32(four);
 }
 
-/* Decoding: digits stay in their bytes. With byte v and the next one w = 3 v - 256 digit, a sum of
- * digits times values is (3 sum of v - sum of w) / 256, exact although both sums may wrap. */
-INLINE void digits_of_one(
-    const product *p, int64_t token, int64_t group, const int64_t *block, __m512i *sums) {
-    const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
-    const int8_t *values = values_of(p, token, group);
-    __m512i own[2][2], next[2][2];
-    for (int b = 0; b < 2; b++)
-        for (int k = 0; k < 2; k++) own[b][k] = next[b][k] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < p->group_tiles; i++) {
-        for (int b = 0; b < 2; b++) {
-            const uint8_t *packed = tile[b] + 64 * i;
-            _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
-            __m512i bytes = _mm512_loadu_si512(packed);
-            for (int plane = 0; plane < planes_of(BASE3); plane++) {
-                __m512i x = broadcast(quad_of(p, values, planes_of(BASE3) * i + plane));
-                own[b][plane % 2] = _mm512_dpbusd_epi32(own[b][plane % 2], bytes, x);
-                bytes = times3(bytes);
-                next[b][plane % 2] = _mm512_dpbusd_epi32(next[b][plane % 2], bytes, x);
-            }
-        }
-    }
-    for (int b = 0; b < 2; b++) {
-        __m512i all = _mm512_add_epi32(own[b][0], own[b][1]);
-        __m512i rest = _mm512_add_epi32(next[b][0], next[b][1]);
-        all = _mm512_add_epi32(all, _mm512_add_epi32(all, all));
-        sums[b] = _mm512_srai_epi32(_mm512_sub_epi32(all, rest), 8);
-    }
-}
-
-/* Decoding: 2-bit codes stay where they are in their byte, and the sums are shifted at the end. */
-INLINE void bits_of_one(
-    const product *p, int64_t token, int64_t group, const int64_t *block, __m512i *sums) {
-    const uint8_t *tile[2] = {tiles_of(p, block[0], group), tiles_of(p, block[1], group)};
-    const int8_t *values = values_of(p, token, group);
-    __m512i sum[2][4];
-    for (int b = 0; b < 2; b++)
-        for (int plane = 0; plane < 4; plane++) sum[b][plane] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < p->group_tiles; i++) {
-        const int8_t *x = quad_of(p, values, 4 * i);
-        for (int b = 0; b < 2; b++) {
-            const uint8_t *packed = tile[b] + 64 * i;
-            _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
-            __m512i bytes = _mm512_loadu_si512(packed);
-            for (int plane = 0; plane < 4; plane++) {
-                __m512i mask = _mm512_set1_epi8((char)(3 << (2 * plane)));
-                __m512i codes = _mm512_and_si512(bytes, mask);
-                sum[b][plane] = _mm512_dpbusd_epi32(sum[b][plane], codes, broadcast(x + 4 * plane));
-            }
-        }
-    }
-    for (int b = 0; b < 2; b++) {
-        __m512i low = _mm512_add_epi32(sum[b][0], _mm512_srai_epi32(sum[b][1], 2));
-        __m512i high =
-            _mm512_add_epi32(_mm512_srai_epi32(sum[b][2], 4), _mm512_srai_epi32(sum[b][3], 6));
-        sums[b] = _mm512_add_epi32(low, high);
-    }
-}
-
 /* Rows of unpacked codes of two blocks, from place `quad` of the group, by `tokens` tokens. */
 INLINE void add_rows(
     const product *p, const int8_t *values, int64_t quad, int64_t num_rows, int tokens,
@@ -160,10 +101,6 @@ INLINE void compute(
         __m512i sums[MAX_TOKENS][2];
         if (rows)
             group_of_many(p, tokens, token, group, rows, sums);
-        else if (tokens == 1 && layout == BITS2)
-            bits_of_one(p, token, group, block, sums[0]);
-        else if (tokens == 1 && layout == BASE3)
-            digits_of_one(p, token, group, block, sums[0]);
         else
             group_of_few(p, layout, tokens, token, group, block, sums);
         add_scaled(p, tokens, token, group, block, sums, total);
@@ -198,7 +135,9 @@ INLINE void many_tokens(const product *p, int64_t first, int64_t last, uint8_t *
 
 TARGET void linear_vnni(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     /* Constants, so that each layout gets loops of its own. */
-    if (p->num_tokens > FEW_TOKENS)
+    if (p->num_tokens == 1)
+        linear_vnni_one(p, first, last);
+    else if (p->num_tokens > FEW_TOKENS)
         many_tokens(p, first, last, scratch);
     else if (p->weight.layout == BITS2)
         few_tokens(p, BITS2, first, last);
