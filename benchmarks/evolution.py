@@ -5,7 +5,8 @@
 For each model and seed a dense twin is trained, its predictions are kept, and each arm is one run
 of `pipelines/evolve.py` on one thread; `--jobs` run side by side. Every model that comes out is
 packed, and the file is read back and scored on test tokens. Finished runs are kept in the work
-folder, so that a stopped benchmark goes on. The novels are read from ../shared/data/text.
+folder, so that a stopped benchmark goes on. Novels, TinyStories and stories260K are read from
+../shared/data, and left out where that is absent.
 """
 
 import argparse
@@ -20,37 +21,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from evolution_scores import Scores, score_run
-from training_runs import (
-    COMMON,
-    ROOT,
-    Arm,
-    Run,
-    available,
-    finish,
-    run_stage,
-    tokens_dir,
-)
+from evolution_subjects import SUBJECTS, dense_checkpoints
+from training_runs import COMMON, ROOT, available, run_stage
 from trilith.hardware import device_name, prepare_cpu
-from twins import DENSE, SIZES, dense_arm
 
-VOCAB_SIZE = 2048
 PHASE_STEPS = 250
-
-
-class Subject(NamedTuple):
-    """A dense model that evolves."""
-
-    corpus: str
-    model: str
-    dense: Arm
-    num_steps: int
-
-
-# A small model of the default corpus, and one of 5 million weights on novels.
-SUBJECTS = {
-    "nano": Subject("stdlib", "nano", DENSE, 1500),
-    "micro": Subject("novels", "micro", dense_arm("dense, Muon", "dense_muon"), 800),
-}
+LONG = 1000
+# Student's t for 95% by degrees of freedom.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
 def _arm(file: str, *overrides: str, **num_steps: int) -> tuple[str, ...]:
@@ -61,7 +39,6 @@ def _arm(file: str, *overrides: str, **num_steps: int) -> tuple[str, ...]:
 NO_CONTROL = "evolve.control=false"
 SEVEN_ALONE = "~evolve.phases.ternary"
 DESCENT = _arm("prime_descent", prime7=PHASE_STEPS, ternary=PHASE_STEPS)
-LONG = 1000
 ARMS = {
     "descent": DESCENT,
     "descent, 2,000 steps": _arm("prime_descent", prime7=LONG, ternary=LONG),
@@ -102,18 +79,19 @@ class Case(NamedTuple):
         return self.work / "evolution" / f"{self.subject}-{self.seed}-{name}"
 
     @property
+    def tokens(self) -> Path:
+        """Where the shards lie, with the corpus beside them."""
+        return SUBJECTS[self.subject].tokens(self.work)
+
+    @property
     def place(self) -> tuple[str, ...]:
         """What the stages teach and evolve share."""
-        subject = SUBJECTS[self.subject]
-        corpus = self.work / f"{subject.corpus}-{VOCAB_SIZE}"
         return (
             *COMMON,
-            *SIZES[subject.model],
-            f"model={subject.model}",
-            f"tokenizer.vocab_size={VOCAB_SIZE}",
+            *SUBJECTS[self.subject].shape(self.work),
             f"seed={self.seed}",
-            f"inputs.tokens={corpus / 'tokens'}",
-            f"inputs.corpus={corpus / 'corpus'}",
+            f"inputs.tokens={self.tokens}",
+            f"inputs.corpus={self.tokens.parent / 'corpus'}",
             f"inputs.checkpoints={self.dense_dir}",
         )
 
@@ -124,16 +102,23 @@ def main() -> None:
     prepare_cpu(1)
     cases = list(_cases(options))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(_teach, {(case.subject, case.seed): case for case in cases}.values()))
+        list(pool.map(teach, {(case.subject, case.seed): case for case in cases}.values()))
         list(tqdm(pool.map(_evolve, cases), total=len(cases), unit="run"))
     scores = [
-        score_run(case.folder, case.dense_dir / "dense", _tokens(case))
+        score_run(case.folder, case.dense_dir / "dense", case.tokens)
         for case in tqdm(cases, unit="run")
     ]
     rows = list(_rows(cases, scores))
     _print_table(rows)
+    differences = list(_differences(rows))
+    for row in differences:
+        print(
+            f"{row['subject']}: descent minus direct {row['mean_nats']:+.4f} nats, 95% interval "
+            f"{row['low_nats']:+.4f} to {row['high_nats']:+.4f}"
+        )
     if options.json:
         content = {"hardware": device_name(), "threads": 1, "rows": rows}
+        content |= {"descent_minus_direct": differences}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -154,38 +139,18 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     names = [name for name in options.models if SUBJECTS[name].corpus in present]
     options.work.mkdir(parents=True, exist_ok=True)
     pairs = [(name, seed) for seed in options.seeds for name in names]
-    finish([_dense_run(*pair) for pair in pairs], work=options.work, jobs=options.jobs)
     for name, seed in pairs:
         checkpoints = dense_checkpoints(name, seed, options.work)
         for arm in options.arms:
             yield Case(name, seed, arm, checkpoints, options.work)
 
 
-def dense_checkpoints(name: str, seed: int, work: Path) -> Path:
-    """Train the dense model of a subject if that is missing; return the folder that holds it."""
-    (folder,) = finish([_dense_run(name, seed)], work=work, jobs=1)
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    if not (checkpoints / "dense").exists():
-        (checkpoints / "dense").symlink_to(folder.absolute() / "model")
-    return checkpoints
-
-
-def _dense_run(name: str, seed: int) -> Run:
-    corpus, model, dense, num_steps = SUBJECTS[name]
-    return Run(corpus, VOCAB_SIZE, model, dense, seed, num_steps, SIZES[model])
-
-
-def _tokens(case: Case) -> Path:
-    return tokens_dir(SUBJECTS[case.subject].corpus, VOCAB_SIZE, case.work)
-
-
 def teacher_dir(case: Case) -> Path:
     """Return where the predictions of a case's dense model are kept."""
-    return case.dense_dir.parent / "teacher"
+    return case.dense_dir.parent / f"teacher-{case.seed}"
 
 
-def _teach(case: Case) -> None:
+def teach(case: Case) -> None:
     """Keep the teacher's predictions for the arms of 500 steps; longer ones ask it themselves."""
     folder = teacher_dir(case)
     if not (folder / "manifest.json").is_file():
@@ -245,6 +210,29 @@ def _dense_of(
         if other.num_steps == scores.num_steps
     ]
     return min(dense, key=lambda other: other.loss_nats, default=None)
+
+
+def _differences(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Loss of the descent minus that of the direct way after as many steps, paired by seed."""
+    ternary = {
+        (row["subject"], row["arm"]): row["loss_nats"]
+        for row in rows
+        if row["model"] == "evolved_ternary"
+    }
+    for name in dict.fromkeys(row["subject"] for row in rows):
+        descent, direct = ternary.get((name, "descent")), ternary.get((name, "direct"))
+        if descent is None or direct is None or not 1 < len(descent) <= len(T_95) + 1:
+            continue
+        differences = [a - b for a, b in zip(descent, direct, strict=True)]
+        middle = mean(differences)
+        margin = T_95[len(descent) - 1] * stdev(differences) / math.sqrt(len(descent))
+        yield {
+            "subject": name,
+            "by_seed_nats": differences,
+            "mean_nats": middle,
+            "low_nats": middle - margin,
+            "high_nats": middle + margin,
+        }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from evolution import DESCENT, VOCAB_SIZE, Case, dense_checkpoints, teacher_dir
+from evolution import DESCENT, Case, teach, teacher_dir
 from evolution_scores import pack
-from training_runs import ROOT, run_stage, tokens_dir
+from evolution_subjects import dense_checkpoints
+from training_runs import ROOT, run_stage
 from trilith.evolution import Instruction, Marks, encode_instructions
 from trilith.hardware import device_name, prepare_cpu
 from trilith.packed import load_model
@@ -64,7 +65,8 @@ def _measure(seed: int, work: Path) -> dict[str, float]:
     """Recall of each packed model of one seed."""
     case = Case(SUBJECT, seed, "facts", dense_checkpoints(SUBJECT, seed, work), work)
     facts = _facts(seed)
-    tokens = tokens_dir("stdlib", VOCAB_SIZE, work)
+    tokens = case.tokens
+    teach(case)
     if not (case.folder / "metrics.json").is_file():
         planted = case.folder / "facts.jsonl"
         planted.parent.mkdir(parents=True, exist_ok=True)

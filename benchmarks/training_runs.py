@@ -59,7 +59,8 @@ def available(corpora: Sequence[str]) -> list[str]:
 def finish(runs: list[Run], *, work: Path, jobs: int) -> list[Path]:
     """Run what is not finished yet, `jobs` at a time; return the folders with their metrics."""
     for corpus, vocab_size in dict.fromkeys((run.corpus, run.vocab_size) for run in runs):
-        prepare(corpus, vocab_size, work)
+        folder = tokens_dir(corpus, vocab_size, work).parent
+        prepare(corpus, folder, f"tokenizer.vocab_size={vocab_size}")
     with ThreadPoolExecutor(jobs) as pool:
         folders = pool.map(lambda run: _finish_one(run, work), runs)
         return list(tqdm(folders, total=len(runs), unit="run"))
@@ -70,10 +71,9 @@ def tokens_dir(corpus: str, vocab_size: int, work: Path) -> Path:
     return work / f"{corpus}-{vocab_size}" / "tokens"
 
 
-def prepare(corpus: str, vocab_size: int, work: Path) -> None:
-    """Curate and tokenize a corpus, once."""
-    tokens = tokens_dir(corpus, vocab_size, work)
-    folder = tokens.parent
+def prepare(corpus: str, folder: Path, *tokenizer: str) -> None:
+    """Curate and tokenize a corpus in a folder, once; `tokenizer` are overrides that choose it."""
+    tokens = folder / "tokens"
     if (tokens / "manifest.json").is_file():
         return
     source = ["corpus=stdlib"]
@@ -88,8 +88,7 @@ def prepare(corpus: str, vocab_size: int, work: Path) -> None:
         ]
     run_stage("curate", *source, f"out_dir={folder}/corpus", f"metrics_dir={folder}/curate")
     place = (f"inputs.corpus={folder}/corpus", f"out_dir={tokens}")
-    size = f"tokenizer.vocab_size={vocab_size}"
-    run_stage("tokenization", *place, size, f"metrics_dir={folder}/tokenize")
+    run_stage("tokenization", *place, *tokenizer, f"metrics_dir={folder}/tokenize")
 
 
 def _texts(corpus: str) -> Iterator[str]:

@@ -1,8 +1,15 @@
 """What tests of several layers share."""
 
+import os
+
 import pytest
+import torch
 
 from trilith.model import ModelConfig
+
+# Before anything imports the Triton kernels: without a GPU their interpreter runs them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Small enough for loops, with odd counts: 37 tokens, 6 heads over 2.
 TOY = ModelConfig(

@@ -84,6 +84,26 @@ def prepare_cpu(threads: int) -> None:
             libc.mallopt(option, _KEEP_BYTES)
 
 
+def usable_device(name: str) -> torch.device:
+    """Return the device of that name, as torch calls it.
+
+    Raises:
+        ValueError: it is neither a CPU nor a CUDA device, or not in this machine.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"device {name!r} is not known; choose cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and not count:
+        raise ValueError(
+            f"no CUDA device; torch {torch.__version__} finds none for device {name!r}: use cpu, "
+            "or install a driver and a torch build that fit each other (trilith doctor)"
+        )
+    if kind == "cuda" and int(index or 0) >= count:
+        raise ValueError(f"device {name!r} is not there; there are cuda:0 to cuda:{count - 1}")
+    return torch.device(name)
+
+
 def device_name() -> str:
     """Name of the GPU, else of the processor."""
     if torch.cuda.is_available():

@@ -119,6 +119,7 @@ def test_a_configured_model_is_counted(
         "head": 0,
         "projections": PROJECTIONS * factor,
         "norms": norms,
+        "biases": 0,
         "total": vocab_size * 128 + PROJECTIONS * factor + norms,
     }
 

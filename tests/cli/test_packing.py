@@ -181,7 +181,7 @@ def test_wrong_use_is_one_clear_line(
 def test_a_dense_model_has_no_codec_to_choose(capsys: Capture, project: Path) -> None:
     path = write_llama2c(project / "a", drawn()[1])
     code, _, err = _run(capsys, path, "--codec", "bits2", "--out", project / "out.safetensors")
-    assert code == 1 and "is dense and stays in bfloat16, where --codec has no effect" in err
+    assert code == 1 and "its projections stay in bfloat16, where --codec has no effect" in err
 
 
 def test_without_a_project_both_choices_are_given(

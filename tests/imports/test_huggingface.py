@@ -92,9 +92,9 @@ def test_a_licence_is_found_in_the_model_card_or_its_file(tmp_path: Path) -> Non
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not known"),
         ({"architectures": None}, "names no `architectures`"),
-        ({"architectures": ["Qwen2ForCausalLM"], "attention_bias": True}, "have no biases"),
-        ({"attention_bias": True}, "attention_bias=True of LlamaForCausalLM cannot be held"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, r"lacks the tensors .*\.k_proj\.bias"),
+        ({"attention_bias": True}, r"lacks the tensors model\.layers\.0\.self_attn\.k_proj\.bias"),
+        ({"mlp_bias": True}, "mlp_bias=True of LlamaForCausalLM cannot be held exactly: our MLPs"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling 'llama3'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling 'linear'"),
@@ -102,6 +102,14 @@ def test_a_licence_is_found_in_the_model_card_or_its_file(tmp_path: Path) -> Non
         ({"head_dim": 8}, "head_dim=8, and our heads share the width"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
         ({"architectures": ["MistralForCausalLM"]}, "sliding_window=4096"),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": 32,
+            },
+            "sliding_window=32 of Qwen2ForCausalLM",
+        ),
         ({"num_hidden_layers": 4}, "lacks the tensors model.layers.3.input_layernorm.weight"),
         ({"num_hidden_layers": 2}, "holds the unknown tensors model.layers.2."),
         ({"intermediate_size": 48}, r"gate_proj.weight as F32 \[40, 24\], expected"),
@@ -118,15 +126,48 @@ def test_what_cannot_be_held_exactly_is_refused(
         open_source(folder)
 
 
-def test_biases_without_a_word_in_the_config_are_refused(tmp_path: Path) -> None:
-    """Qwen2's config.json does not speak of its biases."""
+def test_biases_that_the_config_denies_are_refused(tmp_path: Path) -> None:
     folder = write_huggingface(tmp_path / "small", drawn()[1])
-    config = json.loads((folder / "config.json").read_text())
-    del config["attention_bias"]
-    config["architectures"] = ["Qwen2ForCausalLM"]
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="attention_bias=True of Qwen2ForCausalLM"):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(24)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds the unknown tensors model\.layers\.1\..*bias"):
         open_source(folder)
+
+
+def test_tinyllamas_own_config_is_read(tmp_path: Path) -> None:
+    """The config.json of TinyLlama-1.1B, with smaller numbers of its sizes."""
+    shape, weights = drawn()
+    folder = write_huggingface(tmp_path / "small", weights, shape=shape)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 24,
+        "initializer_range": 0.02,
+        "intermediate_size": 40,
+        "max_position_embeddings": 64,
+        "model_type": "llama",
+        "num_attention_heads": 6,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.35.0",
+        "use_cache": True,
+        "vocab_size": 300,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    source = open_source(folder)
+    assert source.model == shape
+    assert source.tokenizer == (folder / "tokenizer.model").read_bytes()
 
 
 def _drop_weights(folder: Path) -> None:
@@ -181,8 +222,8 @@ def _no_config(folder: Path) -> None:
         (_drop_shard, "lacks 1 of 3 shards: model-00002-of-00003.safetensors"),
         (_cut_shard, "model-00002-of-00003.safetensors is no safetensors file, or is cut"),
         (_empty_index, "index.json has no weight_map"),
-        (_no_tokenizer, "tokenizer.model does not exist; give the model's tokenizer with"),
-        (_tokenizer_json, "its tokenizer as tokenizer.json alone, which is not read"),
+        (_no_tokenizer, "neither tokenizer.model nor tokenizer.json; give the model's tokenizer"),
+        (_tokenizer_json, "tokenizer.json is no tokenizer.json with a vocabulary, or is damaged"),
         (_other_tokenizer, "the embedding has 300 rows and the tokenizer 310 ids"),
         (_damaged_tokenizer, "is damaged"),
         (_no_config, "holds no config.json"),

@@ -1,5 +1,6 @@
 """Our own checkpoints and packed files as sources: the same weights, the same logits."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def packed(folder: Path, quant: QuantConfig | None) -> Path:
     attachments = Attachments(parts, {"name": "small", "num_tokens_seen": 9, "num_steps": 3})
     write_packed(model, path=path, config=config, attachments=attachments, proof_tokens=IDS)
     return path
+
+
+def test_a_checkpoint_from_before_biases_is_read(tmp_path: Path) -> None:
+    model = build_model(SHAPE, None)
+    save_checkpoint(Checkpoint(model, None, "0" * 64, {}), tmp_path / "old")
+    content = json.loads((tmp_path / "old/config.json").read_text())
+    assert content["model"].pop("qkv_bias") is False
+    (tmp_path / "old/config.json").write_text(json.dumps(content))
+    assert open_source(tmp_path / "old").load().model.config == SHAPE
 
 
 @pytest.mark.parametrize("name", QUANTS)

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -20,7 +21,17 @@ from trilith.kernels import (
     pack_weight,
     packed_product,
 )
-from trilith.quant import CODECS, GRIDS, QuantizedWeight, codecs_for, quantize_activation
+from trilith.kernels.native_path import repack, tile
+from trilith.quant import (
+    CODECS,
+    GRIDS,
+    Codec,
+    Grid,
+    QuantizedWeight,
+    codecs_for,
+    numerators_of,
+    quantize_activation,
+)
 
 NUM_TOKENS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 70, 130)
 
@@ -204,6 +215,34 @@ def test_only_a_model_that_the_caches_cannot_hold_keeps_base_3() -> None:
     assert layout_in_memory(grid, codec=base3, num_weights=2**28, group_in=2**16) == "bits2"
     assert layout_in_memory(GRIDS["prime7"], codec=CODECS["bits3"], **large) == "bits4"
     assert layout_in_memory(GRIDS["planes"], codec=CODECS["planes"], **large) == "bits4"
+
+
+@pytest.mark.parametrize("pair", [(g, c) for g in GRIDS.values() for c in codecs_for(g.num_levels)])
+def test_tiles_from_the_bytes_of_a_file_are_those_of_its_levels(pair: tuple[Grid, Codec]) -> None:
+    grid, codec = pair
+    generator = torch.Generator().manual_seed(1)
+    for num_out, num_in, num_groups in ((1, 1, 1), (7, 13, 1), (17, 51, 3), (40, 121, 11)):
+        codes = torch.randint(grid.num_levels, (num_out, num_in), generator=generator)
+        given = QuantizedWeight(codes.to(torch.uint8), torch.rand(num_out, num_groups))
+        weight = pack_weight(given, grid=grid, codec=codec)
+        numerators = numerators_of(weight.codes(), grid, torch.int8)
+        for layout in layouts_for(grid):
+            expected = tile(numerators, weight.scale, grid=grid, layout=layout)
+            found = repack(weight, layout=layout)
+            assert all(torch.equal(*parts) for parts in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("codec", ["base3", "bits2", "bits3", "planes"])
+def test_bytes_that_no_codec_writes_are_refused_by_name(codec: str) -> None:
+    grid = GRIDS["ternary"]
+    codes = QuantizedWeight(torch.ones(17, 41, dtype=torch.uint8), torch.ones(1, 1))
+    good = pack_weight(codes, grid=grid, codec=CODECS[codec])
+    for at in (0, 3, len(good.packed) // 2, len(good.packed) - 1):
+        packed = good.packed.clone()
+        packed[at] = 255
+        weight = replace(good, packed=packed)
+        with pytest.raises(ValueError, match=r"codec|grid"):
+            repack(weight, layout="bits2")
 
 
 def test_sums_of_the_most_inputs_that_base_3_takes_do_not_overflow(isa: Isa) -> None:

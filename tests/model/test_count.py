@@ -26,6 +26,7 @@ CHANGES: list[dict[str, Any]] = [
     {"mlp": "relu2"},
     {"mlp": "gated_relu2", "qk_norm": True},
     {"sub_norm": True, "num_kv_heads": 6, "num_layers": 3},
+    {"qkv_bias": True},
 ]
 
 
@@ -45,6 +46,8 @@ def test_parameters_by_part(toy: ModelConfig, changes: dict[str, Any]) -> None:
     assert count.head == (0 if config.tied_head else config.vocab_size * width)
     assert count.projections == config.num_layers * (attention + mlp)
     assert count.norms == config.num_layers * norms + width
+    # Of 6 + 2 + 2 heads with 4 features.
+    assert count.biases == (config.num_layers * 40 if config.qkv_bias else 0)
     real = build_model(config, QuantConfig("ternary", "absmean", "row", None, 8))
     assert count.total == sum(weight.numel() for weight in real.parameters())
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import TOY
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trilith.model import KVCache, RMSNorm, Transformer, build_model
+from trilith.model import Bias, KVCache, RMSNorm, Transformer, build_model
 from trilith.quant import BitLinear, QuantConfig
 
 TERNARY = QuantConfig("ternary", "absmean", "tensor", None, 8)
@@ -18,12 +18,17 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"mlp": "relu2", "sub_norm": True, "tied_head": False},
     {"mlp": "gated_relu2", "qk_norm": True, "num_kv_heads": 6},
+    {"qkv_bias": True},
 ]
 
 
 def _model(quant: QuantConfig | None = None, **changes: Any) -> Transformer:
     torch.manual_seed(0)
-    return build_model(replace(TOY, **changes), quant).eval()
+    model = build_model(replace(TOY, **changes), quant).eval()
+    for module in model.modules():
+        if isinstance(module, Bias):
+            nn.init.normal_(module.weight)
+    return model
 
 
 def _tokens(num_batch: int, num_tokens: int, seed: int = 0) -> Tensor:
@@ -140,6 +145,19 @@ def test_each_norm_switch_has_its_effect(changes: dict[str, Any], num_norms: int
     assert len(norms) == num_norms
     if changes:
         assert not torch.allclose(plain(_tokens(1, 5)), changed(_tokens(1, 5)))
+
+
+@pytest.mark.parametrize("quant", [None, TERNARY], ids=["dense", "ternary"])
+def test_a_bias_moves_queries_keys_and_values(quant: QuantConfig | None) -> None:
+    attention = _model(quant, qkv_bias=True).blocks[0].attention
+    x = torch.randn(2, 3, 24)
+    found = attention.qkv_bias(attention.qkv(x))
+    assert torch.equal(found, attention.qkv(x) + attention.qkv_bias.weight)
+    # A model without the bias computes what one with zeros does.
+    zeros, plain = _model(quant, qkv_bias=True), _model(quant)
+    for block in zeros.blocks:
+        nn.init.zeros_(block.attention.qkv_bias.weight)
+    assert torch.equal(zeros(_tokens(2, 9)), plain(_tokens(2, 9)))
 
 
 def test_rope_theta_has_an_effect() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trilith.model import ModelConfig, RMSNorm, Transformer, build_model
+from trilith.model import Bias, ModelConfig, RMSNorm, Transformer, build_model
 from trilith.packed import Attachments, PackConfig, PackReport, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
 
@@ -44,15 +44,17 @@ def pack(toy: ModelConfig, tmp_path: Path, proof_tokens: Tensor) -> Pack:
         *,
         codec: str = "smallest",
         embedding: str = "bf16",
+        head: str | None = None,
+        group_size: int | None = None,
         **changes: Any,
     ) -> Packed:
         torch.manual_seed(0)
         model = build_model(replace(toy, **changes), quant)
         with torch.no_grad():
             for module in model.modules():
-                if isinstance(module, RMSNorm):
+                if isinstance(module, RMSNorm | Bias):
                     module.weight.uniform_(0.5, 1.5)
-        config = PackConfig(codec, embedding)  # type: ignore[arg-type]
+        config = PackConfig(codec, embedding, head, group_size)  # type: ignore[arg-type]
         path = tmp_path / "model.safetensors"
         report = write_packed(
             model,

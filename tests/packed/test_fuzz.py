@@ -1,4 +1,4 @@
-"""Ten thousand ways to damage a packed file: each is refused, or changes nothing at all."""
+"""Thousands of ways to damage a packed file: each is refused, or changes nothing at all."""
 
 import hashlib
 import json
@@ -137,11 +137,13 @@ def _edit(draw: random.Random, tree: dict[str, Any]) -> None:
         node[key] = draw.choice(ODD_VALUES)
 
 
-@pytest.fixture
-def content(pack: Any) -> bytes:
+@pytest.fixture(params=["int8", "int3"])
+def content(pack: Any, request: pytest.FixtureRequest) -> bytes:
     quant = QuantConfig("ternary", "absmean", "row", None, 8)
-    packed = pack(quant, embedding="int8", tied_head=False, num_layers=1)
-    return packed.path.read_bytes()
+    rows = {"embedding": "int8"}
+    if request.param == "int3":
+        rows = {"embedding": "int3", "head": "int4", "group_size": 8}
+    return pack(quant, **rows, tied_head=False, num_layers=1).path.read_bytes()
 
 
 @torch.no_grad()

@@ -64,6 +64,14 @@ def test_bytes_by_part(
     assert sum(report.bytes_by_part.values()) == report.file_bytes
 
 
+def test_biases_are_float32_and_count(pack: Any) -> None:
+    plain, biased = pack().report, pack(qkv_bias=True).report
+    assert (plain.bytes_by_part["biases"], biased.bytes_by_part["biases"]) == (0, 4 * 2 * 40)
+    assert biased.num_parameters == plain.num_parameters + 2 * 40
+    assert biased.num_weights == NUM_WEIGHTS
+    assert sum(biased.bytes_by_part.values()) == biased.file_bytes
+
+
 def test_int8_scales_are_no_parameters(pack: Any) -> None:
     plain = pack(embedding="bf16", tied_head=False).report
     small = pack(embedding="int8", tied_head=False).report

@@ -42,6 +42,18 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         read_packed(tmp_path)
 
 
+def test_a_file_of_version_1_has_no_biases(pack: Any) -> None:
+    def make_older(envelope: Envelope, tensors: Tensors) -> None:
+        envelope["version"] = 1
+        del envelope["manifest"]["model"]["qkv_bias"]
+
+    packed = pack()
+    expected = load_model(packed.path)(torch.tensor([[1, 2, 3]]))
+    _rewrite(packed.path, make_older, sign=True)
+    assert not read_packed(packed.path).manifest.model.qkv_bias
+    assert torch.equal(load_model(packed.path)(torch.tensor([[1, 2, 3]])), expected)
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF" * 100, b"\x80\x04pickle", b"\0" * 500])
 def test_other_formats_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
@@ -96,7 +108,7 @@ def _widen_context(envelope: Envelope, tensors: Tensors) -> None:
 
 
 def _newer(envelope: Envelope, tensors: Tensors) -> None:
-    envelope["version"] = 2
+    envelope["version"] = 3
 
 
 def _no_version(envelope: Envelope, tensors: Tensors) -> None:
@@ -112,7 +124,7 @@ def _no_version(envelope: Envelope, tensors: Tensors) -> None:
         (_reshape, r"\[2, 12\] where the manifest says float32 \[24\]"),
         (_flip, "damaged bytes in blocks.0.mlp.up.codes"),
         (_widen_context, "manifest that was changed after packing"),
-        (_newer, "format version 2 and this trilith reads up to 1; upgrade"),
+        (_newer, "format version 3 and this trilith reads up to 2; upgrade"),
         (_no_version, "impossible format version 'one'"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -17,6 +17,7 @@ from trilith.packed import (
     latent_histogram,
     load_model,
     read_packed,
+    round_to_stored,
     write_packed,
 )
 from trilith.quant import BitLinear, QuantConfig, fake_quantize, fake_quantize_activation
@@ -58,7 +59,7 @@ def _oracle(model: Transformer, embedding: str) -> Transformer:
             rows = module.weight.detach()
             if embedding == "bf16" or name.startswith("blocks"):
                 module.weight.data = rows.bfloat16().float()
-            else:
+            elif embedding == "int8":
                 scale = rows.abs().amax(dim=1, keepdim=True) / 127
                 module.weight.data = (rows / scale).round() * scale
     if model.config.tied_head:
@@ -82,6 +83,27 @@ def test_the_packed_model_is_the_fake_quantized_one(
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 * float(expected.abs().max()))
     if quant is None or quant.activation_bits is None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "head"), [("int3", "int4"), ("int4", "int8"), ("bf16", "int3"), ("f32", "f32")]
+)
+@pytest.mark.parametrize("tied_head", [True, False], ids=["tied", "untied"])
+def test_embedding_and_head_have_precisions_of_their_own(
+    pack: Any, proof_tokens: Tensor, embedding: str, head: str, tied_head: bool
+) -> None:
+    group_size = None if embedding == "f32" else 8
+    rows = {"embedding": embedding, "head": head, "group_size": group_size}
+    packed = pack(**rows, tied_head=tied_head)
+    file = read_packed(packed.path)
+    kinds = {"f32": "float32", "bf16": "bfloat16"}
+    assert file.stored_rows("embedding").kind == kinds.get(embedding, embedding)
+    expected_head = embedding if tied_head else head
+    assert file.stored_head().kind == kinds.get(expected_head, expected_head)
+    model = packed.model
+    round_to_stored(model, config=packed.config)
+    with torch.no_grad():
+        assert torch.equal(load_model(packed.path)(proof_tokens), model.eval()(proof_tokens))
 
 
 @pytest.mark.parametrize("codec", ["base3", "bits2", "bits3"])
@@ -127,7 +149,7 @@ def test_the_loaded_model_has_no_latent_weights_and_no_gradient(pack: Any) -> No
     assert not any(weight.requires_grad for weight in model.parameters())
     assert not any(isinstance(module, BitLinear) for module in model.modules())
     assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 8
-    assert model.head.weight is model.embedding.weight
+    assert model.head.values is model.embedding.values
     assert not any(weight.is_meta for weight in model.state_dict().values())
 
 
@@ -212,9 +234,11 @@ def test_a_diverged_model_is_refused(toy: ModelConfig, tmp_path: Path) -> None:
         _write(model, tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("change", [{"codec": "zip"}, {"embedding": "fp8"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"codec": "zip"}, {"embedding": "fp8"}, {"head": "fp8"}, {"group_size": 8}], ids=str
+)
 def test_unknown_choices_are_refused(change: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=rf"pack\.{next(iter(change))}="):
+    with pytest.raises(ValueError, match=rf"pack\.({next(iter(change))}|group_size)="):
         PackConfig(**({"codec": "smallest", "embedding": "bf16"} | change))  # type: ignore[arg-type]
 
 

@@ -44,7 +44,12 @@ def test_an_unknown_grid_is_refused_with_the_known_ones() -> None:
         grid_named("binary")
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+# Levels that embeddings are stored with, beside those of projections.
+ODD = Grid("odd", (-7, -5, -3, -1, 1, 3, 5, 7), 1)
+ALL = {**GRIDS, "odd": ODD}
+
+
+@pytest.mark.parametrize("grid", ALL.values(), ids=ALL)
 def test_nearest_codes_are_those_of_a_search(grid: Grid) -> None:
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(2000, generator=generator) * grid.max_level
@@ -52,10 +57,10 @@ def test_nearest_codes_are_those_of_a_search(grid: Grid) -> None:
     assert nearest_codes(values, grid).tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["ternary", "sign"])
+@pytest.mark.parametrize("name", ["ternary", "sign", "odd"])
 def test_ties_go_towards_zero_and_zero_counts_as_positive(name: str) -> None:
-    grid = grid_named(name)
-    values = torch.tensor([-0.5, 0.5, 0.0, -0.0, -1.5, 1.5])
+    grid = ALL[name]
+    values = torch.tensor([-0.5, 0.5, 0.0, -0.0, -1.5, 1.5, 2.0, -2.0, 6.0, -6.0, 9.0, -9.0])
     expected = [_nearest_by_search(value, grid) for value in values.tolist()]
     assert nearest_codes(values, grid).tolist() == expected
 
@@ -71,14 +76,14 @@ def test_ties_between_levels_go_to_the_one_nearer_to_zero(name: str) -> None:
     assert nearest_codes(-middles, grid).tolist() == [zero - step for step in steps]
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("grid", ALL.values(), ids=ALL)
 def test_a_level_is_its_own_nearest(grid: Grid) -> None:
     codes = nearest_codes(torch.tensor(grid.levels).view(1, -1), grid)
     assert codes.dtype == torch.uint8
     assert codes.tolist() == [list(range(grid.num_levels))]
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("grid", ALL.values(), ids=ALL)
 def test_numerators_are_those_of_the_codes(grid: Grid) -> None:
     codes = torch.arange(grid.num_levels, dtype=torch.uint8).flip(0).view(1, -1)
     numerators = numerators_of(codes, grid)

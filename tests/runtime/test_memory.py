@@ -1,5 +1,6 @@
 """The plan of a packed model against its file, its tensors and what generating allocates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ KINDS: list[Kind] = [
     (TOY, PRIME, SMALLEST),
     (shape("micro", 2048), None, DENSE),
     (TOY, TERNARY, PackConfig("bits2", "bf16")),
+    (TOY, TERNARY, PackConfig("smallest", "int3", "int4", 32)),
     (TOY, WEIGHTS_ALONE, SMALLEST),
+    (replace(TOY, name="biased", qkv_bias=True), TERNARY, SMALLEST),
 ]
 
 
@@ -84,7 +87,12 @@ def test_running_takes_what_is_planned(
     write(kind, tmp_path / "model.safetensors")
     plan = plan_inference(setup_of(kind, kernel=kernel))
     engine = Engine.load(tmp_path / "model.safetensors")
-    held = storage_bytes([*engine.model.parameters(), *engine.model.buffers()])
+    # Embedding and head are the file's own bytes.
+    rows = {f"{name}.{key}" for name in ("embedding", "head") for key in ("values", "scale")}
+    buffers = [
+        t for name, t in engine.model.named_buffers(remove_duplicate=False) if name not in rows
+    ]
+    held = storage_bytes([*engine.model.parameters(), *buffers])
     if engine.decoder is not None:
         # Its cosines and sines.
         held += 2 * 4 * kind[0].context * kind[0].head_width

@@ -33,6 +33,7 @@ class Kind(NamedTuple):
     tied: bool
     embedding: str
     quant: QuantConfig
+    biased: bool = False
 
 
 KINDS = {
@@ -40,6 +41,7 @@ KINDS = {
     "relu2": Kind("relu2", False, False, "int8", PRIME7),
     "gated relu2": Kind("gated_relu2", True, False, "bf16", GROUPS),
     "tied int8": Kind("swiglu", False, True, "int8", TERNARY),
+    "biased": Kind("swiglu", True, True, "bf16", TERNARY, biased=True),
 }
 
 
@@ -54,10 +56,11 @@ def _one_thread() -> Iterator[None]:
 def _pack(folder: Path, kind: Kind) -> Path:
     torch.manual_seed(0)
     shape = ("toy", 37, 24, 2, 6, 2, kind.mlp, 40, 1100, 10000.0, 1e-5, kind.norms, kind.norms)
-    model = build_model(ModelConfig(*shape, kind.tied), kind.quant)  # type: ignore[arg-type]
+    config = ModelConfig(*shape, kind.tied, kind.biased)  # type: ignore[arg-type]
+    model = build_model(config, kind.quant)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 weight.uniform_(0.5, 1.5)
     write_packed(
         model,

@@ -26,6 +26,7 @@ COSINE = Recipe(
     dense_share=0.0,
     ramp_share=0.0,
     z_loss=0.0,
+    latent_noise=0.0,
 )
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
 TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, final_lr_share=0.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trilith.cli.generation import (
+    add_device_option,
     add_sampling_options,
     add_threads_option,
     read_sampling,
@@ -22,6 +23,7 @@ def add_parser(commands: Any) -> None:
     add_sampling_options(parser)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
     add_threads_option(parser)
+    add_device_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     sampling = read_sampling(options)
     set_threads(options)
-    engine = Engine.load(options.file)
+    engine = Engine.load(options.file, device=options.device)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     pieces = stream_text(
         engine,

@@ -21,6 +21,11 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
+
+
 def read_sampling(options: argparse.Namespace) -> "SamplingConfig":
     """Return what the options say.
 

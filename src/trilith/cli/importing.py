@@ -20,7 +20,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model or tokenizer.bin"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="SentencePiece model, tokenizer.json with the files beside it, or tokenizer.bin",
     )
     parser.add_argument("--name", help="of the model; default: that of its folder or file")
     parser.set_defaults(run=run)

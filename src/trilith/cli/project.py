@@ -1,7 +1,7 @@
 """The project folder around the current one, and what is composed from its conf/."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def compose_plan(overrides: Sequence[str]) -> dict[str, Any]:
     return content | {"model": _shape(content["model"], source=project / "conf")}
 
 
-def compose_pack(given: dict[str, str]) -> "PackConfig":
+def compose_pack(given: dict[str, Any]) -> "PackConfig":
     """Return how to pack: what is given, and the section `pack` of conf/ and params.yaml.
 
     Args:
@@ -53,7 +53,7 @@ def compose_pack(given: dict[str, str]) -> "PackConfig":
     """
     from trilith.packed import PackConfig
 
-    keys = {field.name for field in fields(PackConfig)}
+    keys = {field.name for field in fields(PackConfig) if field.default is MISSING}
     section: dict[str, Any] = {}
     if keys - set(given):
         if project_folder() is None:
@@ -62,6 +62,9 @@ def compose_pack(given: dict[str, str]) -> "PackConfig":
                 f"project folder, or give {' and '.join(f'--{key}' for key in sorted(keys))}"
             )
         section = _compose(_project(), (), sections=("pack",))["pack"]
+    if "embedding" in given:
+        # Its head and groups, where they are not given too, are those of another choice.
+        section = {key: value for key, value in section.items() if key in keys}
     try:
         return PackConfig(**(section | given))
     except TypeError as error:
@@ -137,10 +140,11 @@ def _shape(section: Any, *, source: Path) -> "ModelConfig":
     from trilith.model import ModelConfig
 
     known = {field.name for field in fields(ModelConfig)}
+    needed = {field.name for field in fields(ModelConfig) if field.default is MISSING}
     found = set(section) if isinstance(section, dict) else set()
-    if found != known:
+    if not needed <= found <= known:
         raise ValueError(
-            f"section model of {source} lacks {sorted(known - found)} and has the unknown keys "
+            f"section model of {source} lacks {sorted(needed - found)} and has the unknown keys "
             f"{sorted(found - known)}"
         )
     return ModelConfig(**section)

@@ -51,26 +51,32 @@ def ternary_blocks(matrix: Matrix, *, name: str, kind: Any) -> NDArray[np.uint8]
 
 
 def row_blocks(matrix: RowMatrix, *, name: str) -> tuple[NDArray[np.uint8], Any]:
-    """Return embedding or head and its type: int8 rows as Q8_0, the same integers; else BF16.
+    """Return embedding or head and its type: the same numbers.
+
+    int8 rows become Q8_0, with their integers; bfloat16 stays, and all else becomes F32.
 
     Raises:
         ValueError: Q8_0 cannot hold these rows.
     """
-    if matrix.scale is None:
-        return _bytes_of(matrix.values), gguf.GGMLQuantizationType.BF16
+    values, scale = matrix.stored.values, matrix.stored.scale
+    if matrix.stored.kind == "bfloat16":
+        return _bytes_of(values), gguf.GGMLQuantizationType.BF16
+    if matrix.stored.kind != "int8":
+        return _bytes_of(matrix.floats()), gguf.GGMLQuantizationType.F32
+    assert scale is not None
     num_rows, width = matrix.shape
     if width % _INT8_BLOCK:
         raise ValueError(
             f"{name} has rows of {width} weights, and Q8_0 holds multiples of {_INT8_BLOCK}; "
             f"{_ASK_FOR_F16}"
         )
-    _require_half(matrix.scale, name=name)
+    _require_half(scale, name=name)
     num_blocks = width // _INT8_BLOCK
-    scales = matrix.scale.half().repeat_interleave(num_blocks, dim=1)
+    scales = scale.half().repeat_interleave(num_blocks, dim=1)
     blocks = torch.cat(
         [
             scales.view(torch.uint8).view(num_rows, num_blocks, 2),
-            matrix.values.contiguous().view(torch.uint8).view(num_rows, num_blocks, _INT8_BLOCK),
+            values.contiguous().view(torch.uint8).view(num_rows, num_blocks, _INT8_BLOCK),
         ],
         dim=2,
     )

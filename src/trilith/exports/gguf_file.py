@@ -13,11 +13,19 @@ from torch import Tensor
 from trilith.exports.gguf_blocks import half_floats, row_blocks, ternary_blocks
 from trilith.exports.layout import Layout, kind_of, pieces_of
 from trilith.exports.matrices import RowMatrix
-from trilith.exports.pieces_table import META_SPACE, USER_DEFINED, PiecesTable, read_pieces_table
+from trilith.exports.pieces_table import (
+    META_SPACE,
+    USER_DEFINED,
+    ExportedMarks,
+    PiecesTable,
+    exported_marks,
+    read_pieces_table,
+)
 from trilith.files import replacing
 from trilith.model import ModelConfig
 from trilith.packed import PackedFile
 from trilith.packed.read import naming
+from trilith.tokens import Tokenizer
 
 # The first is what is written unless another is asked for.
 GGUF_TYPES = ("tq2_0", "tq1_0", "f16")
@@ -54,12 +62,13 @@ def write_gguf(file: PackedFile, path: Path, *, weights: str) -> None:
     """
     with naming(file.path):
         layout = _layout(file.manifest.model)
-        table = read_pieces_table(file.tokenizer_bytes, target="GGUF")
+        tokenizer = Tokenizer.from_bytes(file.tokenizer_bytes)
+        table = read_pieces_table(tokenizer, target="GGUF")
         with replacing(path) as partial:
             writer = gguf.GGUFWriter(partial, layout.architecture)
             try:
                 _add_shape(writer, file.manifest.model)
-                _add_tokenizer(writer, table)
+                _add_tokenizer(writer, table, exported_marks(tokenizer))
                 _add_weights(writer, file, layout=layout, weights=weights)
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
@@ -80,6 +89,8 @@ def _layout(model: ModelConfig) -> Layout:
             "has sub_norm and a head of its own, and llama.cpp's bitnet takes the embedding for "
             "head; train with model.tied_head=true or model.sub_norm=false"
         )
+    if kind == "qkv_bias":
+        raise ValueError("has qkv_bias, which is not written to GGUF; export it to huggingface")
     return Layout(
         architecture=_ARCHITECTURES[kind],
         rope="pairs" if kind == "llama" else "halves",
@@ -107,7 +118,7 @@ def _add_shape(writer: Any, model: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(model.norm_eps)
 
 
-def _add_tokenizer(writer: Any, table: PiecesTable) -> None:
+def _add_tokenizer(writer: Any, table: PiecesTable, marks: ExportedMarks) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     # llama.cpp looks for these in the text itself, where spaces are spaces.
@@ -120,12 +131,12 @@ def _add_tokenizer(writer: Any, table: PiecesTable) -> None:
     writer.add_token_types(table.types)
     writer.add_unk_token_id(table.unk_id)
     writer.add_bos_token_id(table.bos_id)
-    eos_id, *other_ends = table.stop_ids
+    eos_id, *other_ends = marks.stop_ids
     writer.add_eos_token_id(eos_id)
     if other_ends:
         writer.add_eot_token_id(other_ends[0])
-    if table.pad_id is not None:
-        writer.add_pad_token_id(table.pad_id)
+    if marks.pad_id is not None:
+        writer.add_pad_token_id(marks.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(table.adds_space)

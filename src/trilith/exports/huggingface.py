@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trilith.exports.huggingface_tokenizer import write_tokenizer
+from trilith.exports.huggingface_tokenizer import tokenizer_files
 from trilith.exports.layout import Layout, kind_of, pieces_of
 from trilith.exports.model_card import Figures, model_card
-from trilith.exports.pieces_table import PiecesTable, read_pieces_table
+from trilith.exports.pieces_table import ExportedMarks, exported_marks
 from trilith.files import replacing
 from trilith.model import ModelConfig
 from trilith.packed import PackedFile
 from trilith.packed.read import naming
+from trilith.tokens import Tokenizer
 
 # The first is what is written unless another is asked for: it keeps every weight as it is.
 HUGGINGFACE_TYPES = ("float32", "bfloat16", "float16")
@@ -40,6 +41,7 @@ _PIECES = {
 }
 _ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "llama"),
+    "qkv_bias": ("Qwen2ForCausalLM", "qwen2"),
     "qk_norm": ("Qwen3ForCausalLM", "qwen3"),
     "sub_norm": ("BitNetForCausalLM", "bitnet"),
 }
@@ -64,13 +66,15 @@ def write_huggingface(
         model = file.manifest.model
         kind = kind_of(model, target="transformers")
         architecture, model_type = _ARCHITECTURES[kind]
-        table = read_pieces_table(file.tokenizer_bytes, target="transformers")
+        tokenizer = Tokenizer.from_bytes(file.tokenizer_bytes)
+        files = tokenizer_files(tokenizer, context=model.context)
+        marks = exported_marks(tokenizer)
         dtype = getattr(torch, weights)
         tensors = {
             name: _floats(content, dtype, name=name)
             for name, content in pieces_of(file, _layout(architecture))
         }
-        config = _config(model, table) | {
+        config = _config(model, marks) | {
             "architectures": [architecture],
             "model_type": model_type,
             "dtype": weights,
@@ -80,8 +84,9 @@ def write_huggingface(
             partial.mkdir()
             save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
             _write_json(partial / "config.json", config)
-            _write_json(partial / "generation_config.json", _ids(table))
-            write_tokenizer(partial, file.tokenizer_bytes, table=table, context=model.context)
+            _write_json(partial / "generation_config.json", _ids(marks))
+            for name, content in files.items():
+                (partial / name).write_bytes(content)
             (partial / "README.md").write_text(model_card(file, weights=weights, figures=figures))
 
 
@@ -106,7 +111,7 @@ def _floats(content: Any, dtype: torch.dtype, *, name: str) -> Tensor:
     return weight
 
 
-def _config(model: ModelConfig, table: PiecesTable) -> dict[str, Any]:
+def _config(model: ModelConfig, marks: ExportedMarks) -> dict[str, Any]:
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,
@@ -121,16 +126,16 @@ def _config(model: ModelConfig, table: PiecesTable) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "rope_theta": model.rope_theta,
         "rms_norm_eps": model.norm_eps,
-        "attention_bias": False,
+        "attention_bias": model.qkv_bias,
         "mlp_bias": False,
         "tie_word_embeddings": model.tied_head,
-        **_ids(table),
+        **_ids(marks),
     }
 
 
-def _ids(table: PiecesTable) -> dict[str, Any]:
-    eos: Any = table.stop_ids if len(table.stop_ids) > 1 else table.stop_ids[0]
-    return {"bos_token_id": table.bos_id, "eos_token_id": eos, "pad_token_id": table.pad_id}
+def _ids(marks: ExportedMarks) -> dict[str, Any]:
+    eos: Any = marks.stop_ids if len(marks.stop_ids) > 1 else marks.stop_ids[0]
+    return {"bos_token_id": marks.bos_id, "eos_token_id": eos, "pad_token_id": marks.pad_id}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

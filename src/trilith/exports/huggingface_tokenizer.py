@@ -1,12 +1,11 @@
-"""The tokenizer files of a Hugging Face folder: same text, same ids, with a begin mark before it.
+"""The tokenizer files of a Hugging Face folder: same text, same ids.
 
-`tokenizer.model` is the SentencePiece model itself; `tokenizer.json` says the same to programs
-that read no SentencePiece.
+Of a SentencePiece model, `tokenizer.model` is the model itself; `tokenizer.json` says the same to
+programs that read none, with a begin mark before the text. A `tokenizer.json` goes back as it came.
 """
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from trilith.exports.pieces_table import (
@@ -16,23 +15,36 @@ from trilith.exports.pieces_table import (
     UNKNOWN,
     USER_DEFINED,
     PiecesTable,
+    exported_marks,
+    read_pieces_table,
 )
+from trilith.tokens import Tokenizer
 
 
-def write_tokenizer(folder: Path, model: bytes, *, table: PiecesTable, context: int) -> None:
-    """Write tokenizer.model, tokenizer.json and tokenizer_config.json into a folder."""
-    (folder / "tokenizer.model").write_bytes(model)
-    _build(table).save(str(folder / "tokenizer.json"))
+def tokenizer_files(tokenizer: Tokenizer, *, context: int) -> dict[str, bytes]:
+    """Return the content of each file by its name; `context` counts tokens.
+
+    Raises:
+        ValueError: transformers would give other ids for the same text.
+    """
+    marks = exported_marks(tokenizer)
+    ids = {"unk": tokenizer.unk_id, "bos": marks.bos_id, "eos": marks.stop_ids[0]}
+    names = {
+        f"{mark}_token": None if token is None else tokenizer.piece(token)
+        for mark, token in (ids | {"pad": marks.pad_id}).items()
+    }
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": table.pieces[table.unk_id],
-        "bos_token": table.pieces[table.bos_id],
-        "eos_token": table.pieces[table.stop_ids[0]],
-        "pad_token": None if table.pad_id is None else table.pieces[table.pad_id],
+        **names,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files = {"tokenizer_config.json": f"{json.dumps(config, indent=2)}\n".encode()}
+    if tokenizer.tokenizer_json is not None:
+        return files | {"tokenizer.json": tokenizer.tokenizer_json.encode()}
+    table = read_pieces_table(tokenizer, target="transformers")
+    content = _build(table).to_str(pretty=True).encode()
+    return files | {"tokenizer.model": tokenizer.model_bytes, "tokenizer.json": content}
 
 
 def _build(table: PiecesTable) -> Any:

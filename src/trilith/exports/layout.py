@@ -1,7 +1,8 @@
 """Which architecture of a format is our model, and what the format calls each of its pieces.
 
-Three of our shapes have a counterpart: Llama's, Llama with norms of queries and keys (Qwen 3),
-and Llama with SubLN (BitNet b1.58). All others are refused.
+Four of our shapes have a counterpart: Llama's, Llama with biases of queries, keys and values
+(Qwen 2) or with norms of queries and keys (Qwen 3), and Llama with SubLN (BitNet b1.58). All others
+are refused.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from trilith.exports.matrices import Matrix, pairs_from_halves, projection, rows
 from trilith.model import ModelConfig
 from trilith.packed import PackedFile
 
-Kind = Literal["llama", "qk_norm", "sub_norm"]
+Kind = Literal["llama", "qkv_bias", "qk_norm", "sub_norm"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Layout:
 
 
 class Piece(NamedTuple):
-    """One tensor of an export: a matrix, or a float32 norm."""
+    """One tensor of an export: a matrix, or a float32 norm or bias."""
 
     name: str
     content: Matrix | Tensor
@@ -54,11 +55,18 @@ def kind_of(model: ModelConfig, *, target: str) -> Kind:
             "both; neither norm can be folded into weights, so train with model.qk_norm=false or "
             "model.sub_norm=false"
         )
+    if model.qkv_bias and (model.qk_norm or model.sub_norm):
+        raise ValueError(
+            f"model {model.name} has qkv_bias and norms inside its blocks, and no architecture of "
+            f"{target} has both without a bias on the output of attention; train without the norms"
+        )
     if not model.is_gated:
         raise ValueError(
             f"model {model.name} has mlp={model.mlp}, which has no gate, and no architecture that "
             f"{target} is written in is without one; train with model.mlp=swiglu"
         )
+    if model.qkv_bias:
+        return "qkv_bias"
     return "qk_norm" if model.qk_norm else "sub_norm" if model.sub_norm else "llama"
 
 
@@ -70,6 +78,8 @@ def pieces_of(file: PackedFile, layout: Layout) -> Iterator[Piece]:
         prefix = layout.layer.format(index)
         for word, content in _layer(file, index, layout).items():
             yield Piece(f"{prefix}{layout.pieces[word]}.weight", content)
+        for word, bias in _biases(file, index).items():
+            yield Piece(f"{prefix}{layout.pieces[word]}.bias", bias)
     yield Piece(layout.norm, _norm(file, "norm"))
     if not model.tied_head:
         yield Piece(layout.head, rows_of(file, "head"))
@@ -78,10 +88,7 @@ def pieces_of(file: PackedFile, layout: Layout) -> Iterator[Piece]:
 def _layer(file: PackedFile, index: int, layout: Layout) -> dict[str, Matrix | Tensor]:
     model, at = file.manifest.model, f"blocks.{index}"
     qkv, up = projection(file, f"{at}.attention.qkv"), projection(file, f"{at}.mlp.up")
-    kv_width = model.num_kv_heads * model.head_width
-    query, key, value = torch.arange(model.width + 2 * kv_width).split(
-        (model.width, kv_width, kv_width)
-    )
+    query, key, value = torch.arange(sum(_qkv_widths(model))).split(_qkv_widths(model))
     if layout.rope == "pairs":
         query = query[pairs_from_halves(model.num_heads, model.head_width)]
         key = key[pairs_from_halves(model.num_kv_heads, model.head_width)]
@@ -103,6 +110,20 @@ def _layer(file: PackedFile, index: int, layout: Layout) -> dict[str, Matrix | T
         pieces["attention_sub_norm"] = _norm(file, f"{at}.attention.sub_norm")
         pieces["mlp_sub_norm"] = _norm(file, f"{at}.mlp.sub_norm")
     return pieces
+
+
+def _biases(file: PackedFile, index: int) -> dict[str, Tensor]:
+    model = file.manifest.model
+    if not model.qkv_bias:
+        return {}
+    whole = file.tensors[f"blocks.{index}.attention.qkv_bias.weight"]
+    parts = whole.split(_qkv_widths(model))
+    return dict(zip(("query", "key", "value"), parts, strict=True))
+
+
+def _qkv_widths(model: ModelConfig) -> list[int]:
+    kv_width = model.num_kv_heads * model.head_width
+    return [model.width, kv_width, kv_width]
 
 
 def _norm(file: PackedFile, name: str) -> Tensor:

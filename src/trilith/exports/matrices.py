@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trilith.packed import PackedFile, restore_rows
+from trilith.kernels import StoredRows
+from trilith.packed import PackedFile
 from trilith.quant import Grid, dequantize
 
 
@@ -57,20 +58,18 @@ class DenseMatrix:
 
 @dataclass(frozen=True)
 class RowMatrix:
-    """Embedding or head: bfloat16 [V, D], or int8 [V, D] with a float32 scale [V, 1]."""
+    """Embedding or head, as stored: [V, D]."""
 
-    values: Tensor
-    scale: Tensor | None
+    stored: StoredRows
 
     @property
     def shape(self) -> tuple[int, int]:
         """[V, D]."""
-        return self.values.shape[0], self.values.shape[1]
+        return self.stored.shape
 
     def floats(self) -> Tensor:
         """Return the weight in float32 [V, D]."""
-        stored = {"weight": self.values}
-        return restore_rows(stored if self.scale is None else stored | {"scale": self.scale})
+        return self.stored.restore()
 
 
 Projection = GridMatrix | DenseMatrix
@@ -87,7 +86,7 @@ def projection(file: PackedFile, name: str) -> Projection:
 
 def rows_of(file: PackedFile, name: str) -> RowMatrix:
     """Return the `embedding` or the `head`."""
-    return RowMatrix(file.tensors[f"{name}.weight"], file.tensors.get(f"{name}.scale"))
+    return RowMatrix(file.stored_rows(name))
 
 
 def pairs_from_halves(num_heads: int, head_width: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""The SentencePiece model of a packed file as the table that other formats keep."""
+"""The tokenizer of a packed file as other formats keep it: its marks, its table of pieces."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sentencepiece import sentencepiece_model_pb2
 
@@ -15,30 +15,49 @@ META_SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
+class ExportedMarks(NamedTuple):
+    """Ids to tell to others: `stop_ids` end a text; None where something else stands in."""
+
+    bos_id: int | None
+    stop_ids: list[int]
+    pad_id: int | None
+
+
 @dataclass(frozen=True)
 class PiecesTable:
-    """Pieces by id with scores and types, the marks, and whether a space goes before the text.
-
-    `stop_ids` end a text; `pad_id` is None where the tokenizer has no piece for padding.
-    """
+    """Pieces by id with scores and types, and whether a space goes before the text."""
 
     pieces: list[str]
     scores: list[float]
     types: list[int]
     unk_id: int
     bos_id: int
-    stop_ids: list[int]
-    pad_id: int | None
     adds_space: bool
 
 
-def read_pieces_table(model: bytes, *, target: str) -> PiecesTable:
-    """Read a SentencePiece model.
+def exported_marks(tokenizer: Tokenizer) -> ExportedMarks:
+    """Return the marks of a tokenizer that are its own."""
+    ids = {
+        name: token
+        for name, token in tokenizer.special_ids.items()
+        if name not in tokenizer.stand_ins
+    }
+    stop_ids = [ids[name] for name in ("</s>", "<|end|>") if name in ids]
+    return ExportedMarks(ids.get("<s>"), stop_ids, ids.get("<pad>"))
+
+
+def read_pieces_table(tokenizer: Tokenizer, *, target: str) -> PiecesTable:
+    """Read the SentencePiece model of a tokenizer.
 
     Raises:
-        ValueError: `target` would give other ids for the same text.
+        ValueError: it is another kind, or `target` would give other ids for the same text.
     """
-    proto = _proto.ModelProto.FromString(model)
+    if tokenizer.tokenizer_json is not None:
+        raise ValueError(
+            f"the tokenizer is a tokenizer.json, and {target} is written with the pieces and "
+            "scores of a SentencePiece model; export this model to huggingface"
+        )
+    proto = _proto.ModelProto.FromString(tokenizer.model_bytes)
     normalizer = proto.normalizer_spec
     problem = None
     if proto.trainer_spec.model_type != _proto.TrainerSpec.BPE:
@@ -50,18 +69,12 @@ def read_pieces_table(model: bytes, *, target: str) -> PiecesTable:
             f"the tokenizer {problem}, and in {target} the same text would get other ids; "
             "this model cannot be exported"
         )
-    tokenizer = Tokenizer.from_bytes(model)
-    stop_ids = [tokenizer.eos_id]
-    if not tokenizer.is_imported:
-        stop_ids.append(tokenizer.end_id)
+    assert tokenizer.unk_id is not None
     return PiecesTable(
         pieces=[piece.piece for piece in proto.pieces],
         scores=[piece.score for piece in proto.pieces],
         types=[piece.type for piece in proto.pieces],
         unk_id=tokenizer.unk_id,
         bos_id=tokenizer.bos_id,
-        stop_ids=stop_ids,
-        # Imported tokenizers have a byte's piece stand in for padding: not to be told to others.
-        pad_id=None if tokenizer.is_imported else tokenizer.pad_id,
         adds_space=normalizer.add_dummy_prefix,
     )

@@ -23,6 +23,7 @@ from trilith.imports.source import (
     plain_name,
     require_tokenizer_size,
 )
+from trilith.imports.tokenizer_file import read_tokenizer
 from trilith.model import ModelConfig
 from trilith.quant import QuantConfig
 from trilith.tokens import Tokenizer
@@ -83,7 +84,8 @@ def open_gguf(path: Path, *, tokenizer: Path | None) -> Source:
 
     Args:
         path: the file.
-        tokenizer: a SentencePiece model; None takes the one in the file.
+        tokenizer: a SentencePiece model, or a tokenizer.json with the files beside it; None takes
+            the one in the file.
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
@@ -93,11 +95,14 @@ def open_gguf(path: Path, *, tokenizer: Path | None) -> Source:
     try:
         model = _shape(contents)
         quant = _quant(contents, model)
-        content = tokenizer.read_bytes() if tokenizer else sentencepiece_of(contents.field)
+        own = b"" if tokenizer else sentencepiece_of(contents.field)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
-    found = Tokenizer(content, origin=f"the tokenizer of {path}")
-    require_tokenizer_size(found, rows=model.vocab_size, origin=path)
+    if tokenizer:
+        found = read_tokenizer(tokenizer, rows=model.vocab_size, model=path)
+    else:
+        found = Tokenizer(own, origin=f"the tokenizer of {path}")
+        require_tokenizer_size(found, rows=model.vocab_size, origin=path)
     return Source(
         kind="GGUF",
         path=path,
@@ -105,7 +110,7 @@ def open_gguf(path: Path, *, tokenizer: Path | None) -> Source:
         quant=quant,
         stored=" and ".join(sorted({t.tensor_type.name for t in contents.tensors.values()})),
         weight_files=(path,),
-        tokenizer=content,
+        tokenizer=found.model_bytes,
         tokenizer_sha256=found.sha256,
         provenance=fresh_provenance(model.name),
         licence=licence_beside(path),

@@ -25,8 +25,8 @@ def sentencepiece_of(field: Callable[[str, Any], Any]) -> bytes:
     kind = field(f"{_KEY}model", "none")
     if kind != "llama":
         raise ValueError(
-            f"has a tokenizer of kind {kind}, and Trilith's are SentencePiece models; give the "
-            "model's own with --tokenizer"
+            f"has a tokenizer of kind {kind}, of which GGUF keeps too little; give the model's "
+            "tokenizer.json, its tokenizer_config.json beside it, with --tokenizer"
         )
     pieces = field(f"{_KEY}tokens", [])
     model = _proto.ModelProto()

@@ -1,35 +1,31 @@
-"""Hugging Face folders of the Llama family: config.json, safetensors, a SentencePiece tokenizer.
+"""Hugging Face folders of the Llama family: config.json, safetensors, a tokenizer.
 
 The reference for which of them our model can hold exactly; all others are refused.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trilith.files import read_json
 from trilith.imports.layers import LayerWeights, fuse
 from trilith.imports.licence import licence_beside
 from trilith.imports.shards import Shards, open_shards, read_tensor
-from trilith.imports.source import (
-    Source,
-    State,
-    fresh_provenance,
-    plain_name,
-    require_tokenizer_size,
-)
+from trilith.imports.source import Source, State, fresh_provenance, plain_name
+from trilith.imports.tokenizer_file import find_tokenizer_file, read_tokenizer
 from trilith.model import ModelConfig
 from trilith.model.config import MlpKind
-from trilith.tokens import Tokenizer
 
 # What each architecture does unless its config.json says otherwise, beside Llama's own ways.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"sliding_window": 4096, "num_key_value_heads": 8},
-    "Qwen2ForCausalLM": {"attention_bias": True},
-    "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32},
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "use_sliding_window": False},
+    "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32, "use_sliding_window": False},
     "BitNetForCausalLM": {
         "hidden_act": "relu2",
         "num_key_value_heads": 5,
@@ -37,17 +33,20 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
         "rope_theta": 500_000.0,
     },
 }
+# Qwen 2 has them without a word in its config.json; others say `attention_bias`.
+_WITH_QKV_BIAS = ("Qwen2ForCausalLM",)
 _WITH_QK_NORM = ("Qwen3ForCausalLM",)
 _WITH_SUB_NORM = ("BitNetForCausalLM",)
 _MLPS: dict[str, MlpKind] = {"silu": "swiglu", "relu2": "gated_relu2"}
 # Keys that must have one of these values, and why ours cannot do otherwise.
 _NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "attention_bias": ((None, False), "our projections have no biases"),
-    "mlp_bias": ((None, False), "our projections have no biases"),
+    "mlp_bias": ((None, False), "our MLPs have no biases"),
     "hidden_act": (tuple(_MLPS), "our gated MLPs have silu (SwiGLU) or relu2"),
     "sliding_window": ((None,), "our attention sees the whole context"),
     "quantization_config": ((None,), "quantized weights are not read; give the float model"),
 }
+_BIASED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OUT_BIAS = "self_attn.o_proj.bias"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _GET_ANOTHER = "get another copy of the folder"
 
@@ -57,7 +56,8 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
 
     Args:
         folder: as `save_pretrained` writes it.
-        tokenizer: a SentencePiece model; None takes `tokenizer.model` of the folder.
+        tokenizer: a SentencePiece model or tokenizer.json; None takes the folder's, the first of
+            both where it has both.
 
     Raises:
         FileNotFoundError: weights or tokenizer are missing.
@@ -68,9 +68,9 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
     shards = open_shards(folder)
     shapes = _tensor_shapes(model)
     _check_tensors(shards, shapes)
-    content = _tokenizer_bytes(folder, tokenizer)
-    found = Tokenizer(content, origin=f"the tokenizer of {folder}")
-    require_tokenizer_size(found, rows=model.vocab_size, origin=folder)
+    found = read_tokenizer(
+        tokenizer or find_tokenizer_file(folder), rows=model.vocab_size, model=folder
+    )
     return Source(
         kind="Hugging Face",
         path=folder,
@@ -78,11 +78,12 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
         quant=None,
         stored=" and ".join(sorted({_DTYPES[shards.dtypes[name]] for name in shapes})),
         weight_files=shards.files,
-        tokenizer=content,
+        tokenizer=found.model_bytes,
         tokenizer_sha256=found.sha256,
         provenance=fresh_provenance(model.name),
         licence=licence_beside(folder),
         read=partial(_read, shards, model),
+        read_parts=partial(_parts, shards, model),
     )
 
 
@@ -118,6 +119,9 @@ def shape_of(config: Any, *, name: str, origin: Path) -> ModelConfig:
 def _check_options(config: dict[str, Any], *, origin: Path, architecture: str) -> None:
     for key, (allowed, why) in _NEEDED.items():
         value = config.get(key, "silu" if key == "hidden_act" else None)
+        if key == "sliding_window" and not config.get("use_sliding_window", True):
+            # Qwen's config.json names a window that is not used.
+            continue
         if value not in allowed:
             raise ValueError(
                 f"{origin}: {key}={value!r} of {architecture} cannot be held exactly: {why}"
@@ -154,6 +158,7 @@ def _shape(config: dict[str, Any], name: str, architecture: str) -> ModelConfig:
         qk_norm=architecture in _WITH_QK_NORM,
         sub_norm=architecture in _WITH_SUB_NORM,
         tied_head=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=architecture in _WITH_QKV_BIAS or bool(config.get("attention_bias", False)),
     )
 
 
@@ -172,10 +177,13 @@ def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         "post_attention_layernorm": (width,),
         **{name: (size,) for name, (_, size) in _more_norms(model).items()},
     }
+    named = {f"{name}.weight": shape for name, shape in layer.items()}
+    if model.qkv_bias:
+        named |= {f"{name}.bias": layer[name][:1] for name in _BIASED}
     shapes = {
-        f"model.layers.{index}.{name}.weight": shape
+        f"model.layers.{index}.{name}": shape
         for index in range(model.num_layers)
-        for name, shape in layer.items()
+        for name, shape in named.items()
     }
     shapes |= {"model.embed_tokens.weight": (model.vocab_size, width)}
     shapes |= {"model.norm.weight": (width,)}
@@ -196,12 +204,15 @@ def _more_norms(model: ModelConfig) -> dict[str, tuple[str, int]]:
 
 def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse missing, unknown and misshapen tensors before one is read."""
+    has_biases = any(name.endswith(".bias") for name in shapes)
     missing = sorted(set(shapes) - set(shards.shapes))
     # Old checkpoints store the angles of RoPE; a tied head may be stored, and says nothing new.
     unknown = sorted(
         name
         for name in set(shards.shapes) - set(shapes)
-        if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
+        if not name.endswith("rotary_emb.inv_freq")
+        and name != "lm_head.weight"
+        and not (has_biases and name.endswith(_OUT_BIAS))
     )
     if missing or unknown:
         raise ValueError(
@@ -214,6 +225,13 @@ def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
                 f"{shards.folder} holds {name} as {shards.dtypes[name]} "
                 f"{list(shards.shapes[name])}, expected {', '.join(_DTYPES)} {list(shape)}"
             )
+    for name in shards.shapes:
+        # Llama's `attention_bias` makes this one too; models made of Qwen 2 keep zeros in it.
+        if name.endswith(_OUT_BIAS) and read_tensor(shards, name).any():
+            raise ValueError(
+                f"{shards.folder} holds {name}, and our attention has no bias on its output; this "
+                "model cannot be held exactly"
+            )
 
 
 def _few(names: list[str]) -> str:
@@ -221,19 +239,11 @@ def _few(names: list[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _tokenizer_bytes(folder: Path, given: Path | None) -> bytes:
-    path = given or folder / "tokenizer.model"
-    if path.is_file():
-        return path.read_bytes()
-    if (folder / "tokenizer.json").is_file():
-        raise ValueError(
-            f"{folder} has its tokenizer as tokenizer.json alone, which is not read; Trilith's "
-            "tokenizers are SentencePiece models: give one with --tokenizer"
-        )
-    raise FileNotFoundError(f"{path} does not exist; give the model's tokenizer with --tokenizer")
-
-
 def _read(shards: Shards, model: ModelConfig) -> State:
+    return {name: tensor for part in _parts(shards, model) for name, tensor in part.items()}
+
+
+def _parts(shards: Shards, model: ModelConfig) -> Iterator[State]:
     def tensor(name: str) -> Tensor:
         return read_tensor(shards, f"{name}.weight")
 
@@ -250,6 +260,7 @@ def _read(shards: Shards, model: ModelConfig) -> State:
             f"{shards.folder} ties the head to the embedding and holds another lm_head.weight; "
             f"{_GET_ANOTHER}, or mend tie_word_embeddings in its config.json"
         )
+    yield state
     for index in range(model.num_layers):
         at = f"model.layers.{index}"
         layer = LayerWeights(
@@ -263,7 +274,10 @@ def _read(shards: Shards, model: ModelConfig) -> State:
             attention_norm=tensor(f"{at}.input_layernorm"),
             mlp_norm=tensor(f"{at}.post_attention_layernorm"),
         )
-        state |= fuse(layer, index)
+        state = fuse(layer, index)
+        if model.qkv_bias:
+            biases = [read_tensor(shards, f"{at}.{name}.bias") for name in _BIASED]
+            state[f"blocks.{index}.attention.qkv_bias.weight"] = torch.cat(biases)
         for name, (ours, _) in _more_norms(model).items():
             state[f"blocks.{index}.{ours}.weight"] = tensor(f"{at}.{name}")
-    return state
+        yield state

@@ -3,12 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from trilith.files import sha256
 from trilith.imports.source import Source, State
 from trilith.model import Checkpoint, load_checkpoint
-from trilith.packed import PackedFile, read_packed, restore_rows
+from trilith.packed import PackedFile, read_packed
 from trilith.quant import QuantConfig, dequantize
 
 
@@ -97,20 +95,16 @@ def _quant_of(file: PackedFile) -> QuantConfig | None:
 
 def _unpacked(file: PackedFile) -> State:
     state: State = {}
-    rows: dict[str, dict[str, Tensor]] = {"embedding": {}, "head": {}}
     for name, entry in file.manifest.tensors.items():
         tensor = file.tensors[name]
-        if entry.part in rows:
-            module, _, key = name.rpartition(".")
-            rows[module][key] = tensor
-        elif entry.codes is not None:
+        if entry.codes is not None:
             module = name.removesuffix(".codes")
             weight = file.packed_weight(module)
             state[f"{module}.weight"] = dequantize(weight.codes(), weight.scale, weight.grid)
             state[f"{module}.scale"] = weight.scale.clone()
-        elif entry.part in ("dense", "norms"):
+        elif entry.part in ("dense", "norms", "biases"):
             state[name] = tensor.float().clone()
-    for module, stored in rows.items():
-        if stored:
-            state[f"{module}.weight"] = restore_rows(stored)
+    state["embedding.weight"] = file.stored_rows("embedding").restore()
+    if not file.manifest.model.tied_head:
+        state["head.weight"] = file.stored_head().restore()
     return state

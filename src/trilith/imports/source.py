@@ -1,7 +1,7 @@
 """A source: what is known of a checkpoint before its weights are read, and how to read them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +29,15 @@ class Source:
         quant: its grid; None for a dense model.
         stored: how the file keeps the weights, for people.
         weight_files: files that hold the weights.
-        tokenizer: bytes of its `tokenizer.model`; None where nothing beside it holds one.
+        tokenizer: bytes of its `tokenizer.model`, as `Tokenizer` takes them; None where nothing
+            beside it holds one.
         tokenizer_sha256: hash of those bytes.
         provenance: what it says of its own training; plain JSON.
         licence: what a file beside it says, if one does.
         read: returns the weights by our names, in float32.
         is_own: True if Trilith made it, so that its provenance says where it comes from.
+        read_parts: returns the same weights part by part, as `parts` does; None where they can only
+            be read together.
     """
 
     kind: str
@@ -49,6 +52,21 @@ class Source:
     licence: str | None
     read: Callable[[], State]
     is_own: bool = False
+    read_parts: Callable[[], Iterator[State]] | None = None
+
+    def parts(self) -> Iterator[State]:
+        """Hand out the weights: embedding, last norm and head, then one block after the other.
+
+        Where the source can be read so, no more than one part need be in memory.
+        """
+        if self.read_parts is not None:
+            yield from self.read_parts()
+            return
+        state = self.read()
+        yield {name: tensor for name, tensor in state.items() if not name.startswith("blocks.")}
+        for index in range(self.model.num_layers):
+            prefix = f"blocks.{index}."
+            yield {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
@@ -91,8 +109,12 @@ class Source:
             ValueError: as `load`.
         """
         checkpoint = self.load()
-        origin = {"imported": {"kind": self.kind, "weights": self.weights_sha256}}
-        return checkpoint._replace(provenance=checkpoint.provenance | origin)
+        return checkpoint._replace(provenance=self.provenance_with_origin)
+
+    @property
+    def provenance_with_origin(self) -> dict[str, Any]:
+        """The provenance, and the files that the weights come from."""
+        return self.provenance | {"imported": {"kind": self.kind, "weights": self.weights_sha256}}
 
 
 def plain_name(text: str) -> str:

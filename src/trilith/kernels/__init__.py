@@ -15,16 +15,33 @@ from trilith.kernels.native_path import (
     native_bytes,
 )
 from trilith.kernels.reference import packed_product
+from trilith.kernels.rows import (
+    GROUP_MULTIPLE,
+    RESTORED_VALUES,
+    ROW_CODECS,
+    ROW_GRIDS,
+    PackedEmbedding,
+    PackedHead,
+    StoredRows,
+    multiply_rows,
+)
 from trilith.kernels.torch_path import TorchFloatProduct, TorchProduct
 from trilith.kernels.weight import PackedWeight, pack_weight
 
 __all__ = [
+    "GROUP_MULTIPLE",
+    "RESTORED_VALUES",
+    "ROW_CODECS",
+    "ROW_GRIDS",
     "BFloat16Arithmetic",
     "Isa",
     "NativeArithmetic",
     "NativeProduct",
+    "PackedEmbedding",
+    "PackedHead",
     "PackedLinear",
     "PackedWeight",
+    "StoredRows",
     "TensorCoreArithmetic",
     "TorchFloatProduct",
     "TorchProduct",
@@ -33,6 +50,7 @@ __all__ = [
     "fastest_arithmetic",
     "layout_in_memory",
     "layouts_for",
+    "multiply_rows",
     "native_bytes",
     "pack_weight",
     "packed_product",

@@ -1,16 +1,21 @@
-"""Which kernels run: the environment variable TRILITH_KERNELS, or the best that this machine has.
+"""Which kernels run: the environment variable TRILITH_KERNELS, or the best that the device has.
 
     auto     the best native kernels, else torch (the default)
     torch    the portable torch path
+    triton   Triton kernels: on a CUDA device, what auto takes there; on a CPU in Triton's
+             interpreter alone (TRITON_INTERPRET=1), for tests
     scalar, avx2, vnni, amx, neon    these native kernels, or an error
 
 `amx` multiplies prompts with AMX and single tokens with VNNI. All give the same bits.
 """
 
+import importlib.util
 import logging
 import os
 from functools import cache
 from typing import NamedTuple
+
+import torch
 
 from trilith.kernels.native_build import load_native
 
@@ -36,13 +41,14 @@ def chosen_isa() -> Isa | None:
         ValueError: TRILITH_KERNELS is unknown, or names what this machine cannot run.
     """
     choice = os.environ.get(VARIABLE, "auto")
-    if choice == "torch":
+    if choice in ("torch", "triton"):
         return None
     if choice == "auto":
         return _best_isa()
     if choice not in ISA_NUMBERS:
         raise ValueError(
-            f"{VARIABLE}={choice} is not known; choose auto, torch or {', '.join(ISA_NUMBERS)}"
+            f"{VARIABLE}={choice} is not known; choose auto, torch, triton or "
+            f"{', '.join(ISA_NUMBERS)}"
         )
     if problem := load_native().problem:
         raise ValueError(f"{VARIABLE}={choice} cannot run: {problem}; use auto or torch")
@@ -52,6 +58,38 @@ def chosen_isa() -> Isa | None:
             f"{', '.join(available_isas())}"
         )
     return Isa(choice, ISA_NUMBERS[choice])
+
+
+def runs_triton(device: torch.device) -> bool:
+    """True if Triton kernels multiply packed weights on this device.
+
+    Raises:
+        ValueError: TRILITH_KERNELS names what cannot run there.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    is_installed = importlib.util.find_spec("triton") is not None
+    if choice == "triton":
+        if not is_installed:
+            raise ValueError(
+                f"{VARIABLE}=triton cannot run: triton is not installed; install the extra gpu, "
+                "or use auto"
+            )
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"{VARIABLE}=triton cannot run on {device}: load the model on a CUDA device, or "
+                "set TRITON_INTERPRET=1 for Triton's slow interpreter"
+            )
+        return True
+    if device.type != "cuda" or choice == "torch":
+        return False
+    if choice != "auto":
+        raise ValueError(
+            f"{VARIABLE}={choice} names kernels of a CPU, and the model is to run on {device}; "
+            "use auto, triton or torch"
+        )
+    if not is_installed:
+        log.warning("the torch path runs, Triton kernels do not: install the extra gpu")
+    return is_installed
 
 
 def available_isas() -> list[str]:

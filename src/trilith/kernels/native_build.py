@@ -43,6 +43,19 @@ class WeightStruct(ctypes.Structure):
     )
 
 
+class RowsStruct(ctypes.Structure):
+    """`rows` in rows.h."""
+
+    _fields_ = (
+        ("values", _POINTER),
+        ("scale", _POINTER),
+        ("kind", _LONG),
+        ("num_rows", _LONG),
+        ("width", _LONG),
+        ("group_size", _LONG),
+    )
+
+
 class QuantizedStruct(ctypes.Structure):
     """`quantized` in trilith.h."""
 
@@ -178,10 +191,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.trilith_tile.argtypes = [weight, _POINTER, _POINTER, _POINTER, _LONG]
     library.trilith_tile.restype = None
+    library.trilith_repack.argtypes = [weight, _POINTER, _LONG, _POINTER, _POINTER, _LONG]
     step = ctypes.POINTER(StepWeightStruct)
     for function in (library.trilith_refine, library.trilith_step_weight):
         function.argtypes = [step, _INT, _LONG]
         function.restype = None
+    rows = ctypes.POINTER(RowsStruct)
+    library.trilith_multiply_rows.argtypes = [rows, _POINTER, _LONG, _POINTER, _INT, _LONG]
+    library.trilith_multiply_rows.restype = None
     # model, cache, tokens, logits.
     library.trilith_decode.argtypes = [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _LONG]
     return library

@@ -5,16 +5,15 @@ What they point to must outlive them; `runtime.NativeDecoder` fills them and kee
 
 import ctypes
 
-from trilith.kernels.native_build import WeightStruct
+from trilith.kernels.native_build import RowsStruct, WeightStruct
 
 MLP_KINDS = ("swiglu", "relu2", "gated_relu2")
-ROW_KINDS = ("float32", "bfloat16", "int8")
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 
 class LayerStruct(ctypes.Structure):
-    """`layer`: norms that the model lacks are None."""
+    """`layer`: norms and biases that the model lacks are None."""
 
     _fields_ = (
         ("attention_norm", _POINTER),
@@ -23,6 +22,7 @@ class LayerStruct(ctypes.Structure):
         ("attention_sub_norm", _POINTER),
         ("mlp_norm", _POINTER),
         ("mlp_sub_norm", _POINTER),
+        ("qkv_bias", _POINTER),
         ("qkv", WeightStruct),
         ("out", WeightStruct),
         ("up", WeightStruct),
@@ -42,13 +42,11 @@ class ModelStruct(ctypes.Structure):
         ("mlp_width", _LONG),
         ("vocab_size", _LONG),
         ("mlp_kind", _LONG),
-        ("head_kind", _LONG),
         ("norm_eps", ctypes.c_float),
         ("layers", ctypes.POINTER(LayerStruct)),
-        ("embedding", _POINTER),
+        ("embedding", RowsStruct),
+        ("head", RowsStruct),
         ("norm", _POINTER),
-        ("head", _POINTER),
-        ("head_scale", _POINTER),
         ("cos", _POINTER),
         ("sin", _POINTER),
     )

@@ -4,6 +4,7 @@ Axes: O outputs, I inputs.
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
 from trilith.kernels.pages import on_large_pages
 from trilith.kernels.weight import PackedWeight
-from trilith.quant import Codec, Grid, numerators_of
+from trilith.quant import Codec, Grid
 
 Layout = Literal["bits2", "base3", "bits4"]
 
@@ -32,6 +33,9 @@ _GEOMETRY: dict[Layout, _Geometry] = {
     "base3": _Geometry(3, 20, 64),
     "bits4": _Geometry(4, 16, 128),
 }
+# Codecs as repack.c numbers them, and its mark for codes that a grid has not.
+_CODEC_NUMBERS = {"bits1": 1, "bits2": 2, "bits3": 3, "base3": 5, "planes": 10}
+_NO_CODE = 255
 # Outputs of a tile.
 BLOCK = 16
 # The kernels add up to 32 * 127 * I in int32, and pairs of products in int16.
@@ -58,8 +62,7 @@ class NativeProduct(nn.Module):
         self.isa = isa
         self.num_out, self.num_in = weight.shape
         self.layout = layout
-        numerators = numerators_of(weight.codes(), weight.grid, torch.int8)
-        tiles = tile(numerators, weight.scale, grid=weight.grid, layout=self.layout)
+        tiles = repack(weight, layout=self.layout)
         for name, tensor in tiles._asdict().items():
             self.register_buffer(name, on_large_pages(tensor))
         self.offset = weight.grid.numerators[-1]
@@ -69,7 +72,7 @@ class NativeProduct(nn.Module):
         if not (x.is_cpu and self.codes.is_cpu):
             raise ValueError(
                 f"native kernels run on the CPU and got activations on {x.device} and weights on "
-                f"{self.codes.device}; set TRILITH_KERNELS=torch before loading the model"
+                f"{self.codes.device}; load the model with its device"
             )
         assert x.shape[-1] == self.num_in, x.shape
         out = torch.empty(*x.shape[:-1], self.num_out)
@@ -119,17 +122,9 @@ def tile(numerators: Tensor, scale: Tensor, *, grid: Grid, layout: Layout) -> Ti
         grid: the levels.
         layout: bits4, or for ternary another one.
     """
-    num_out, offset = numerators.shape[0], grid.numerators[-1]
-    shifted = torch.tensor(grid.numerators) + offset
-    levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
-    levels[: grid.num_levels] = shifted
+    tiles, offset = _empty_tiles(numerators.shape, scale, grid, layout), grid.numerators[-1]
     code_of = torch.zeros(2 * offset + 1, dtype=torch.uint8)
-    codes = torch.arange(grid.num_levels) if layout == "bits4" else shifted
-    code_of[shifted] = codes.to(torch.uint8)
-    factor = (scale / grid.denominator).expand(num_out, -1)
-    factor = F.pad(factor.T, (0, -num_out % BLOCK)).contiguous()
-    num_bytes = tiled_bytes(numerators.shape, scale.shape[1], layout=layout)
-    tiles = Tiles(torch.empty(num_bytes, dtype=torch.uint8), levels, factor)
+    code_of[torch.tensor(grid.numerators) + offset] = _tile_codes(grid, layout)
     struct = weight_struct(tiles, numerators.shape, offset=offset, layout=layout)
     numerators = numerators.contiguous()
     library = load_native().library
@@ -137,6 +132,57 @@ def tile(numerators: Tensor, scale: Tensor, *, grid: Grid, layout: Layout) -> Ti
     pointers = (numerators.data_ptr(), code_of.data_ptr(), tiles.codes.data_ptr())
     library.trilith_tile(ctypes.byref(struct), *pointers, torch.get_num_threads())
     return tiles
+
+
+def repack(weight: PackedWeight, *, layout: Layout) -> Tiles:
+    """Put packed codes into tiles, straight from their bytes.
+
+    Raises:
+        ValueError: a byte is not what the codec writes, or a code is beyond the grid.
+    """
+    grid, codec = weight.grid, weight.codec
+    tiles = _empty_tiles(weight.shape, weight.scale, grid, layout)
+    tile_code = torch.full((256,), _NO_CODE, dtype=torch.uint8)
+    codes = torch.tensor(codec.codes_of_digits())
+    is_known = codes < grid.num_levels
+    digits = torch.arange(len(codes))
+    tile_code[digits[is_known]] = _tile_codes(grid, layout)[codes[is_known]]
+    struct = weight_struct(tiles, weight.shape, offset=grid.numerators[-1], layout=layout)
+    library = load_native().library
+    assert library is not None
+    packed = weight.packed.contiguous()
+    failed = library.trilith_repack(
+        ctypes.byref(struct),
+        packed.data_ptr(),
+        _CODEC_NUMBERS[codec.name],
+        tile_code.data_ptr(),
+        tiles.codes.data_ptr(),
+        torch.get_num_threads(),
+    )
+    codec.check_padding(packed, weight.shape)
+    if failed:
+        # The slow way names what is wrong.
+        weight.codes()
+        raise MemoryError(f"no memory to unpack a weight of {weight.shape}")
+    return tiles
+
+
+def _empty_tiles(shape: Sequence[int], scale: Tensor, grid: Grid, layout: Layout) -> Tiles:
+    """Return tiles whose codes are still to be written."""
+    num_out, num_in = shape
+    levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
+    levels[: grid.num_levels] = torch.tensor(grid.numerators) + grid.numerators[-1]
+    factor = (scale / grid.denominator).expand(num_out, -1)
+    factor = F.pad(factor.T, (0, -num_out % BLOCK)).contiguous()
+    num_bytes = tiled_bytes((num_out, num_in), scale.shape[1], layout=layout)
+    return Tiles(torch.empty(num_bytes, dtype=torch.uint8), levels, factor)
+
+
+def _tile_codes(grid: Grid, layout: Layout) -> Tensor:
+    """Return what the tiles hold for each code of the grid."""
+    if layout == "bits4":
+        return torch.arange(grid.num_levels, dtype=torch.uint8)
+    return (torch.tensor(grid.numerators) + grid.numerators[-1]).to(torch.uint8)
 
 
 def weight_struct(

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from trilith.model.bias import Bias
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 
 LinearFactory = Callable[[int, int], nn.Module]
 
@@ -27,9 +29,9 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_width = config.head_width
-        self.qkv = linear(
-            config.width, (config.num_heads + 2 * config.num_kv_heads) * config.head_width
-        )
+        num_projected = (config.num_heads + 2 * config.num_kv_heads) * config.head_width
+        self.qkv = linear(config.width, num_projected)
+        self.qkv_bias = Bias(num_projected) if config.qkv_bias else nn.Identity()
         self.out = linear(config.width, config.width)
         norm_eps = config.norm_eps
         self.q_norm = RMSNorm(config.head_width, norm_eps) if config.qk_norm else nn.Identity()
@@ -40,7 +42,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
-        cache: KVCache | None,
+        cache: KVCache | StaticCache | None,
         mask_BTT: Tensor | None = None,
     ) -> Tensor:
         """Attend from each token to itself and all before it: [B, T, D] -> [B, T, D].
@@ -49,13 +51,17 @@ class Attention(nn.Module):
         """
         num_batch, num_new, _ = x_BTD.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        projected = self.qkv(x_BTD).view(num_batch, num_new, -1, self.head_width).transpose(1, 2)
+        projected = self.qkv_bias(self.qkv(x_BTD))
+        projected = projected.view(num_batch, num_new, -1, self.head_width).transpose(1, 2)
         q_BHTC, k_BKTC, v_BKTC = projected.split(heads, dim=1)
         q_BHTC = rotate(self.q_norm(q_BHTC), *rope)
         k_BKTC = rotate(self.k_norm(k_BKTC), *rope)
-        if cache is not None:
-            k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
-        mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
+        if isinstance(cache, StaticCache):
+            mixed_BHTC = cache.attend(self.layer, q_BHTC, k_BKTC, v_BKTC)
+        else:
+            if cache is not None:
+                k_BKTC, v_BKTC = cache.extend(self.layer, k_BKTC, v_BKTC)
+            mixed_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC, mask_BTT)
         mixed_BTD = mixed_BHTC.transpose(1, 2).reshape(num_batch, num_new, -1)
         return self.out(self.sub_norm(mixed_BTD))
 

@@ -10,6 +10,9 @@ MlpKind = Literal["swiglu", "relu2", "gated_relu2"]
 class ModelConfig:
     """A decoder-only transformer. Widths and `context` count features and tokens.
 
+    `qkv_bias` adds a bias to queries, keys and values, as Qwen 2 does; files from before it was
+    known lack the key, and have none.
+
     Raises:
         ValueError: the shape is impossible; the text names the key and what to do.
     """
@@ -28,6 +31,7 @@ class ModelConfig:
     qk_norm: bool
     sub_norm: bool
     tied_head: bool
+    qkv_bias: bool = False
 
     def __post_init__(self) -> None:
         for key in (

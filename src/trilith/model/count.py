@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trilith.model.bias import Bias
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
 from trilith.model.transformer import Transformer, build_model
@@ -18,6 +19,7 @@ class ParameterCount(NamedTuple):
     head: int
     projections: int
     norms: int
+    biases: int
 
     @property
     def total(self) -> int:
@@ -42,8 +44,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     embedding = model.embedding.weight.numel()
     head = 0 if config.tied_head else model.head.weight.numel()
     norms = sum(m.weight.numel() for m in model.modules() if isinstance(m, RMSNorm))
+    biases = sum(m.weight.numel() for m in model.modules() if isinstance(m, Bias))
     total = sum(p.numel() for p in model.parameters())
-    return ParameterCount(embedding, head, total - embedding - head - norms, norms)
+    projections = total - embedding - head - norms - biases
+    return ParameterCount(embedding, head, projections, norms, biases)
 
 
 def training_flops_per_token(model: Transformer, context: int) -> float:

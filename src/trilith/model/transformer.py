@@ -15,6 +15,7 @@ from trilith.model.attention import Attention, LinearFactory, isolate, rope_tabl
 from trilith.model.cache import KVCache
 from trilith.model.config import ModelConfig
 from trilith.model.norm import RMSNorm
+from trilith.model.static_cache import StaticCache
 from trilith.quant import BitLinear, QuantConfig
 
 _INIT_STD = 0.02
@@ -56,7 +57,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
-        cache: KVCache | None,
+        cache: KVCache | StaticCache | None,
         mask_BTT: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; `Attention` says what the mask is."""
@@ -88,7 +89,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        cache: KVCache | None = None,
+        cache: KVCache | StaticCache | None = None,
         *,
         segments_BT: Tensor | None = None,
     ) -> Tensor:
@@ -106,15 +107,18 @@ class Transformer(nn.Module):
     def hidden(
         self,
         tokens_BT: Tensor,
-        cache: KVCache | None = None,
+        cache: KVCache | StaticCache | None = None,
         *,
         segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Return what the head reads: [B, T] -> [B, T, D]; arguments as for the whole model."""
         num_new = tokens_BT.shape[1]
         if segments_BT is None:
-            start = 0 if cache is None else cache.length
-            positions = torch.arange(start, start + num_new, device=tokens_BT.device)
+            if isinstance(cache, StaticCache):
+                positions = cache.positions(num_new)
+            else:
+                start = 0 if cache is None else cache.length
+                positions = torch.arange(start, start + num_new, device=tokens_BT.device)
             mask_BTT = None
         else:
             assert cache is None, "a cache holds one sequence a row"

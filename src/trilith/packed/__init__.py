@@ -5,7 +5,7 @@ from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.load import build_packed_model, load_model
 from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
-from trilith.packed.precision import restore_rows, store_rows
+from trilith.packed.precision import RowForm, row_bytes, store_rows
 from trilith.packed.read import PackedFile, read_packed
 from trilith.packed.shelf import DENSE, Shelf, drawn_proof_tokens, pack_all, pack_checkpoint
 from trilith.packed.verify import TensorCheck, Verification, verify_packed
@@ -20,6 +20,7 @@ __all__ = [
     "PackConfig",
     "PackReport",
     "PackedFile",
+    "RowForm",
     "Shelf",
     "TensorCheck",
     "TensorEntry",
@@ -33,8 +34,8 @@ __all__ = [
     "pack_all",
     "pack_checkpoint",
     "read_packed",
-    "restore_rows",
     "round_to_stored",
+    "row_bytes",
     "store_rows",
     "verify_packed",
     "write_packed",

@@ -1,17 +1,15 @@
 """A model taken apart into the tensors of a packed file."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import pack_weight
-from trilith.model import RMSNorm, Transformer
+from trilith.kernels import StoredRows, pack_weight
+from trilith.model import Bias, ModelConfig, RMSNorm
 from trilith.packed.config import PackConfig
 from trilith.packed.manifest import CodesEntry, Manifest, Part, TensorEntry, describe
-from trilith.packed.precision import store_rows
 from trilith.quant import BitLinear
 
 TOKENIZER_TENSOR = "tokenizer.model"
@@ -31,62 +29,67 @@ class Attachments(NamedTuple):
     provenance: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Contents:
-    """Everything a packed file holds."""
+    """What a packed file holds, collected module by module."""
 
-    manifest: Manifest
-    tensors: dict[str, Tensor]
+    def __init__(self, config: PackConfig) -> None:
+        self.config = config
+        self.tensors: dict[str, Tensor] = {}
+        self.entries: dict[str, TensorEntry] = {}
+        self._activation_bits: set[Any] = set()
 
+    def add_modules(self, root: nn.Module, prefix: str) -> None:
+        """Take norms, biases and projections, float32; `prefix` names the root in the model."""
+        for name, module in root.named_modules(prefix=prefix):
+            if isinstance(module, RMSNorm):
+                self._add(f"{name}.weight", module.weight.float(), "norms")
+            elif isinstance(module, Bias):
+                self._add(f"{name}.weight", module.weight.float(), "biases")
+            elif isinstance(module, BitLinear):
+                self._add_codes(name, module)
+            elif isinstance(module, nn.Linear):
+                self._add(f"{name}.weight", module.weight.to(torch.bfloat16), "dense")
 
-def take_apart(model: Transformer, *, config: PackConfig, attachments: Attachments) -> Contents:
-    """Turn a float32 model on the CPU into the tensors and the manifest of a packed file."""
-    tensors: dict[str, Tensor] = {}
-    entries: dict[str, TensorEntry] = {}
+    def add_rows(self, rows: StoredRows, name: Literal["embedding", "head"]) -> None:
+        """Take an embedding or a head."""
+        self._add(f"{name}.weight", rows.values, name)
+        if rows.scale is not None:
+            self._add(f"{name}.scale", rows.scale, name)
 
-    def add(name: str, tensor: Tensor, part: Part, codes: CodesEntry | None = None) -> None:
-        tensors[name] = tensor.detach().contiguous()
-        entries[name] = describe(tensors[name], part=part, codes=codes)
+    def manifest(self, model: ModelConfig, attachments: Attachments) -> Manifest:
+        """Take the attachments, and say what all of it is.
 
-    for name, module in model.named_modules():
-        if isinstance(module, RMSNorm):
-            add(f"{name}.weight", module.weight.float(), "norms")
-        elif isinstance(module, BitLinear):
-            grid = module.config.levels
-            weight = pack_weight(module.quantized_weight(), grid=grid, codec=config.codec_for(grid))
-            entry = CodesEntry(grid.name, weight.codec.name, weight.shape, f"{name}.scale")
-            add(f"{name}.codes", weight.packed, "codes", entry)
-            add(f"{name}.scale", weight.scale, "scales")
-        elif isinstance(module, nn.Linear) and name != "head":
-            add(f"{name}.weight", module.weight.to(torch.bfloat16), "dense")
-    for key, tensor in store_rows(model.embedding.weight.detach(), config.embedding).items():
-        add(f"embedding.{key}", tensor, "embedding")
-    if not model.config.tied_head:
-        for key, tensor in store_rows(model.head.weight.detach(), config.embedding).items():
-            add(f"head.{key}", tensor, "head")
-    tokenizer = attachments.tokenizer
-    add(TOKENIZER_TENSOR, _as_tensor(tokenizer.model_bytes), "tokenizer")
-    manifest = Manifest(
-        model=model.config,
-        activation_bits=activation_bits_of(model),
-        tensors=entries,
-        tokenizer_sha256=hashlib.sha256(tokenizer.model_bytes).hexdigest(),
-        special_ids=dict(tokenizer.special_ids),
-        provenance=attachments.provenance,
-    )
-    return Contents(manifest, tensors)
+        Raises:
+            ValueError: projections differ in their activations.
+        """
+        if len(self._activation_bits) > 1:
+            raise ValueError(
+                "projections with and without int8 activations cannot share a packed file"
+            )
+        tokenizer = attachments.tokenizer
+        self._add(TOKENIZER_TENSOR, _as_tensor(tokenizer.model_bytes), "tokenizer")
+        return Manifest(
+            model=model,
+            activation_bits=next(iter(self._activation_bits), None),
+            tensors=self.entries,
+            tokenizer_sha256=hashlib.sha256(tokenizer.model_bytes).hexdigest(),
+            special_ids=dict(tokenizer.special_ids),
+            provenance=attachments.provenance,
+        )
 
+    def _add_codes(self, name: str, layer: BitLinear) -> None:
+        grid = layer.config.levels
+        codec = self.config.codec_for(grid)
+        weight = pack_weight(layer.quantized_weight(), grid=grid, codec=codec)
+        entry = CodesEntry(grid.name, codec.name, weight.shape, f"{name}.scale")
+        self._add(f"{name}.codes", weight.packed, "codes", entry)
+        self._add(f"{name}.scale", weight.scale, "scales")
+        self._activation_bits.add(layer.config.activation_bits)
 
-def activation_bits_of(model: Transformer) -> Any:
-    """Return the activation bits that all BitLinears share; None for a dense model.
-
-    Raises:
-        ValueError: they differ.
-    """
-    found = {m.config.activation_bits for m in model.modules() if isinstance(m, BitLinear)}
-    if len(found) > 1:
-        raise ValueError("projections with and without int8 activations cannot share a packed file")
-    return found.pop() if found else None
+    def _add(self, name: str, tensor: Tensor, part: Part, codes: CodesEntry | None = None) -> None:
+        # A copy where the module's own tensor would be kept.
+        self.tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self.entries[name] = describe(self.tensors[name], part=part, codes=codes)
 
 
 def _as_tensor(content: bytes) -> Tensor:

@@ -1,5 +1,6 @@
 """From a packed file to a model that runs: PackedLinear projections, no gradient."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -7,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import PackedLinear
-from trilith.model import RMSNorm, Transformer, count_parameters
+from trilith.kernels import PackedEmbedding, PackedHead, PackedLinear, StoredRows
+from trilith.model import Bias, RMSNorm, Transformer, empty_model
 from trilith.packed.contents import TOKENIZER_TENSOR
-from trilith.packed.precision import restore_rows
 from trilith.packed.read import PackedFile, naming, read_packed
 
 
@@ -24,27 +24,32 @@ def load_model(path: Path) -> Transformer:
     return build_packed_model(read_packed(path))
 
 
-def build_packed_model(file: PackedFile) -> Transformer:
-    """Build the model of a packed file that was read: in evaluation mode, without gradients."""
+def build_packed_model(
+    file: PackedFile,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Transformer:
+    """Build the model of a packed file that was read, to run on a device, without gradients."""
     model = _skeleton(file)
-    unused = dict(file.tensors)
+    shape, unused = file.manifest.model, dict(file.tensors)
     unused.pop(TOKENIZER_TENSOR)
     with naming(file.path):
         for name, module in list(model.named_modules()):
-            if isinstance(module, RMSNorm):
+            if isinstance(module, (RMSNorm, Bias)):
                 _fill(module, _take(unused, f"{name}.weight", torch.float32).clone())
             elif isinstance(module, nn.Linear) and f"{name}.codes" in unused:
-                model.set_submodule(name, _packed_linear(file, name, unused=unused, like=module))
+                model.set_submodule(
+                    name, _packed_linear(file, name, unused=unused, like=module, device=device)
+                )
             elif isinstance(module, nn.Linear) and name != "head":
                 _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
-        _fill(model.embedding, _take_rows(unused, "embedding"))
-        if file.manifest.model.tied_head:
-            model.head.weight = model.embedding.weight
-        else:
-            _fill(model.head, _take_rows(unused, "head"))
+        embedding = _take_rows(unused, "embedding", file=file)
+        head = embedding if shape.tied_head else _take_rows(unused, "head", file=file)
+        model.set_submodule("embedding", PackedEmbedding(embedding))
+        model.set_submodule("head", PackedHead(head))
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
 
 
 def _skeleton(file: PackedFile) -> Transformer:
@@ -58,28 +63,29 @@ def _skeleton(file: PackedFile) -> Transformer:
         raise ValueError(
             f"{file.path} holds {len(file.tensors)} tensors, too few for {shape.num_layers} layers"
         )
-    with torch.device("meta"):
-        return Transformer(shape, partial(nn.Linear, bias=False))
+    return empty_model(shape, partial(nn.Linear, bias=False))
 
 
 def _packed_linear(
-    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear
+    file: PackedFile, name: str, *, unused: dict[str, Tensor], like: nn.Linear, device: torch.device
 ) -> PackedLinear:
     weight = file.packed_weight(name)
     _require_shape(weight.shape, like.weight.shape)
     unused.pop(f"{name}.codes")
-    num_weights = count_parameters(file.manifest.model).projections
+    num_weights = sum(math.prod(e.codes.shape) for e in file.manifest.tensors.values() if e.codes)
     unused.pop(file.manifest.tensors[f"{name}.codes"].codes.scale)  # type: ignore[union-attr]
     bits = file.manifest.activation_bits
-    return PackedLinear(weight, activation_bits=bits, num_weights=num_weights)
+    linear = PackedLinear(weight, activation_bits=bits, num_weights=num_weights, device=device)
+    file.let_go(weight.packed)
+    return linear
 
 
-def _take_rows(unused: dict[str, Tensor], name: str) -> Tensor:
-    stored = {"weight": _take(unused, f"{name}.weight", torch.bfloat16, torch.int8)}
-    if stored["weight"].dtype == torch.int8:
-        stored["scale"] = _take(unused, f"{name}.scale", torch.float32)
-        _require_shape(stored["scale"].shape, (len(stored["weight"]), 1))
-    return restore_rows(stored)
+def _take_rows(unused: dict[str, Tensor], name: str, *, file: PackedFile) -> StoredRows:
+    rows = file.stored_rows(name)
+    _require_shape(rows.shape, (file.manifest.model.vocab_size, rows.width))
+    for key in ("weight", "scale"):
+        unused.pop(f"{name}.{key}", None)
+    return rows
 
 
 def _take(unused: dict[str, Tensor], name: str, *dtypes: torch.dtype) -> Tensor:

@@ -19,9 +19,10 @@ from trilith.model import ModelConfig
 
 METADATA_KEY = "trilith"
 FORMAT = "trilith-packed"
-VERSION = 1
+# 2 knows `qkv_bias`; files of version 1 have none.
+VERSION = 2
 
-Part = Literal["codes", "scales", "dense", "embedding", "head", "norms", "tokenizer"]
+Part = Literal["codes", "scales", "dense", "embedding", "head", "norms", "biases", "tokenizer"]
 PARTS: tuple[Part, ...] = (
     "codes",
     "scales",
@@ -29,6 +30,7 @@ PARTS: tuple[Part, ...] = (
     "embedding",
     "head",
     "norms",
+    "biases",
     "tokenizer",
 )
 
@@ -152,6 +154,7 @@ def _parse(body: Any) -> Manifest:
 
 def _parse_model(values: dict[str, Any]) -> ModelConfig:
     """Parse the shape; JSON may hold another kind of value where ours is a whole number."""
+    values = {"qkv_bias": False} | values
     for key, kind in get_type_hints(ModelConfig).items():
         _require(kind if kind in (int, float, bool) else str, **{key: values[key]})
     return ModelConfig(**values)

@@ -20,8 +20,8 @@ class PackReport:
 
     Attributes:
         bytes_by_part: codes, scales, dense (projections kept in bfloat16), embedding, head, norms,
-            tokenizer (row scales count with their part) and manifest (the file's whole header);
-            they add up to `file_bytes` exactly.
+            biases, tokenizer (row scales count with their part) and manifest (the file's whole
+            header); they add up to `file_bytes` exactly.
         bits_per_weight: bits of codes, scales and dense projections per projection weight.
         bits_per_parameter: bits of all weights and scales per parameter; a tied head counts once.
         code_counts: for each grid, how many weights take each of its levels, lowest level first.

@@ -1,16 +1,20 @@
 """Reading a packed file: memory mapped, no pickle, everything checked before anything is used."""
 
-from collections.abc import Iterator
+import ctypes
+import mmap
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trilith.files import require
-from trilith.kernels import PackedWeight
+from trilith.kernels import PackedWeight, StoredRows
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.manifest import Manifest, TensorEntry, dtype_name, from_metadata, hash_of
 from trilith.quant import CODECS, grid_named
@@ -18,12 +22,23 @@ from trilith.quant import CODECS, grid_named
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A checked packed file; its tensors are views of the mapped file."""
+    """A checked packed file; its tensors are views of the mapped file, not to be written to."""
 
     path: Path
     manifest: Manifest
     tensors: dict[str, Tensor]
     header_bytes: int
+    addresses: range = range(0)
+
+    def let_go(self, tensor: Tensor) -> None:
+        """Give back the memory that a tensor of the mapped file takes; reading maps it again."""
+        page = mmap.PAGESIZE
+        start = -(-tensor.data_ptr() // page) * page
+        length = (tensor.data_ptr() + tensor.nbytes - start) // page * page
+        # Elsewhere than in a mapped file, the same call would erase it.
+        if length > 0 and start in self.addresses and start + length - 1 in self.addresses:
+            advise = ctypes.CDLL(None).madvise
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
     @property
     def tokenizer_bytes(self) -> bytes:
@@ -47,6 +62,22 @@ class PackedFile:
                 grid_named(entry.grid),
                 CODECS[entry.codec],
             )
+
+    def stored_rows(self, name: str) -> StoredRows:
+        """Return the rows of the `embedding` or the `head`.
+
+        Raises:
+            ValueError: there are none, or values and scales do not fit each other.
+        """
+        values, scale = self.tensors.get(f"{name}.weight"), self.tensors.get(f"{name}.scale")
+        with naming(self.path):
+            if values is None:
+                raise ValueError(f"lacks {name}.weight, which its model needs; pack it again")
+            return StoredRows(values, scale, self.manifest.model.width)
+
+    def stored_head(self) -> StoredRows:
+        """Return the rows of the head, which may be those of the embedding."""
+        return self.stored_rows("embedding" if self.manifest.model.tied_head else "head")
 
 
 class Problem(NamedTuple):
@@ -82,7 +113,8 @@ def open_unchecked(path: Path) -> PackedFile:
         raise ValueError(f"{path} is not a file; give the packed .safetensors file")
     with naming(path):
         header_bytes, metadata, tensors = _open(path)
-        return PackedFile(path, from_metadata(metadata), tensors, header_bytes)
+        addresses = _mapping_of(path, tensors.values())
+        return PackedFile(path, from_metadata(metadata), tensors, header_bytes, addresses)
 
 
 def problems_of(file: PackedFile) -> Iterator[Problem]:
@@ -94,9 +126,13 @@ def problems_of(file: PackedFile) -> Iterator[Problem]:
             f"lacks the tensors {missing} and holds the unknown tensors {extra}; "
             "copy or pack the file again"
         )
-    for name, entry in file.manifest.tensors.items():
-        if name in file.tensors and (text := _problem_of_tensor(file.tensors[name], name, entry)):
-            yield Problem(text, name)
+    found = [(file.tensors[n], n, e) for n, e in file.manifest.tensors.items() if n in file.tensors]
+    # Hashing lets other threads run.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        texts = pool.map(lambda each: _problem_of_tensor(file, *each), found)
+        for (_, name, _), text in zip(found, texts, strict=True):
+            if text:
+                yield Problem(text, name)
     tokenizer = file.manifest.tensors.get(TOKENIZER_TENSOR)
     if tokenizer is None or tokenizer.sha256 != file.manifest.tokenizer_sha256:
         yield Problem("holds no tokenizer, or another one than it says; pack it again")
@@ -110,6 +146,20 @@ def naming(path: Path) -> Iterator[None]:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path) in text else f"{path} {text}") from None
+
+
+def _mapping_of(path: Path, tensors: Iterable[Tensor]) -> range:
+    """Return the addresses at which the file is mapped; nothing where the system does not say."""
+    some = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
+    maps = Path("/proc/self/maps")
+    if some is None or not maps.is_file():
+        return range(0)
+    for line in maps.read_text().splitlines():
+        start, _, end = line.split(maxsplit=1)[0].partition("-")
+        place = range(int(start, 16), int(end, 16))
+        if some.data_ptr() in place and line.endswith(str(path.resolve())):
+            return place
+    return range(0)
 
 
 def _open(path: Path) -> tuple[int, dict[str, str] | None, dict[str, Tensor]]:
@@ -126,12 +176,16 @@ def _open(path: Path) -> tuple[int, dict[str, str] | None, dict[str, Tensor]]:
         ) from None
 
 
-def _problem_of_tensor(tensor: Tensor, name: str, entry: TensorEntry) -> str | None:
+def _problem_of_tensor(
+    file: PackedFile, tensor: Tensor, name: str, entry: TensorEntry
+) -> str | None:
     if (dtype_name(tensor), tuple(tensor.shape)) != (entry.dtype, entry.shape):
         return (
             f"holds {name} as {dtype_name(tensor)} {list(tensor.shape)} where the manifest says "
             f"{entry.dtype} {list(entry.shape)}; copy or pack the file again"
         )
-    if hash_of(tensor) != entry.sha256:
+    sha256 = hash_of(tensor)
+    file.let_go(tensor)
+    if sha256 != entry.sha256:
         return f"has damaged bytes in {name} (sha256 differs); copy or pack the file again"
     return None

@@ -68,7 +68,7 @@ def pack_all(
             report = pack_checkpoint(
                 checkpoint,
                 path=partial / f"{folder.name}.safetensors",
-                config=config,
+                config=config if checkpoint.quant else DENSE,
                 tokenizer=tokenizer,
                 proof_tokens=_proof_tokens(test_tokens, checkpoint),
             )
@@ -96,9 +96,9 @@ def pack_checkpoint(
     """Pack one checkpoint with its tokenizer, proved as `write_packed` does.
 
     Args:
-        checkpoint: any model; one on no grid is packed as DENSE.
+        checkpoint: any model.
         path: the file to write.
-        config: for a model on a grid.
+        config: codec and precision of embedding and head.
         tokenizer: the one that the model was trained with.
         proof_tokens: token ids [B, T].
     """
@@ -106,7 +106,7 @@ def pack_checkpoint(
     return write_packed(
         checkpoint.model,
         path=path,
-        config=config if checkpoint.quant else DENSE,
+        config=config,
         attachments=Attachments(parts, checkpoint.provenance),
         proof_tokens=proof_tokens,
     )

@@ -1,6 +1,6 @@
 """Grids, scales, fake quantization, BitLinear and codecs: torch alone, the reference for all."""
 
-from trilith.quant.codec import CODECS, Codec, codecs_for
+from trilith.quant.codec import BITS3, BITS4, CODECS, Codec, codecs_for
 from trilith.quant.config import QuantConfig
 from trilith.quant.grid import GRIDS, Grid, grid_named, nearest_codes, numerators_of
 from trilith.quant.linear import SCALE_NAMES, BitLinear, dequantized_weight
@@ -37,6 +37,8 @@ from trilith.quant.scale import (
 )
 
 __all__ = [
+    "BITS3",
+    "BITS4",
     "CODECS",
     "EXACT_FLOAT32",
     "GRIDS",

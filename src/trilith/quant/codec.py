@@ -58,6 +58,24 @@ class Codec:
             raise ValueError(f"the padding of codec {self.name} is not zero")
         return codes[:count].view(shape)
 
+    def check_padding(self, packed: Tensor, shape: tuple[int, ...]) -> None:
+        """Look at the last unit alone of what `unpack` takes.
+
+        Raises:
+            ValueError: its values or its padding are not what `pack` writes.
+        """
+        count = self._checked_count(packed, shape)
+        rest = count % self.codes_per_unit
+        if rest:
+            self.unpack(self._last_unit(packed), (rest,))
+
+    def codes_of_digits(self) -> list[int]:
+        """Return the code of each number that the digits of a code make."""
+        return list(range(self.num_codes))
+
+    def _last_unit(self, packed: Tensor) -> Tensor:
+        return packed[-self.bytes_per_unit :]
+
     def _checked(self, codes: Tensor) -> Tensor:
         """Return codes that this codec can pack."""
         if codes.dtype != torch.uint8:
@@ -92,8 +110,15 @@ class PlanesCodec(Codec):
         count = self._checked_count(packed, shape)
         first, second = packed.view(2, -1)
         pairs = BASE3.unpack(first, (count,)) * 3 + BASE3.unpack(second, (count,))
-        code_of = torch.tensor([3 * a + b for a, b in _PLANE_DIGITS]).argsort()
-        return code_of.to(packed.device, torch.uint8)[pairs.int()].view(shape)
+        code_of = torch.tensor(self.codes_of_digits(), dtype=torch.uint8, device=packed.device)
+        return code_of[pairs.int()].view(shape)
+
+    def codes_of_digits(self) -> list[int]:
+        """Return the code of each number 3 a + b."""
+        return [_PLANE_DIGITS.index((a, b)) for a in range(3) for b in range(3)]
+
+    def _last_unit(self, packed: Tensor) -> Tensor:
+        return packed.view(2, -1)[:, -1]
 
 
 # Digits a and b of the levels (a - 1) / 5 + (b - 1) / 3 of grid `planes`, sorted upwards.
@@ -103,6 +128,8 @@ BASE3 = Codec("base3", num_codes=3, codes_per_unit=5, bytes_per_unit=1)
 BITS1 = Codec("bits1", num_codes=2, codes_per_unit=8, bytes_per_unit=1)
 BITS2 = Codec("bits2", num_codes=4, codes_per_unit=4, bytes_per_unit=1)
 BITS3 = Codec("bits3", num_codes=8, codes_per_unit=8, bytes_per_unit=3)
+# Of embedding and head alone.
+BITS4 = Codec("bits4", num_codes=16, codes_per_unit=2, bytes_per_unit=1)
 PLANES = PlanesCodec("planes", num_codes=9, codes_per_unit=5, bytes_per_unit=2)
 
 CODECS = {codec.name: codec for codec in (BASE3, BITS1, BITS2, BITS3, PLANES)}

@@ -6,6 +6,7 @@ to this reference bit for bit.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,9 +30,10 @@ class Grid:
         return tuple(n / self.denominator for n in self.numerators)
 
     @cached_property
-    def is_consecutive(self) -> bool:
-        """True if the numerators are whole numbers in a row."""
-        return self.numerators == tuple(range(self.numerators[0], self.numerators[-1] + 1))
+    def step(self) -> int | None:
+        """The distance of all neighbouring numerators, if they have the same."""
+        steps = {high - low for low, high in pairwise(self.numerators)}
+        return steps.pop() if len(steps) == 1 else None
 
     @property
     def num_levels(self) -> int:
@@ -81,6 +83,8 @@ def nearest_codes(values: Tensor, grid: Grid) -> Tensor:
     """
     if grid.levels == (-1.0, 0.0, 1.0):
         return (values.round().clamp_(-1, 1) + 1).to(torch.uint8)
+    if grid.step == 2 and grid.denominator == 1 and 0 not in grid.numerators:
+        return _nearest_odd(values, half=grid.num_levels // 2)
     positive = torch.tensor([level for level in grid.levels if level >= 0], device=values.device)
     middles = (positive[1:] + positive[:-1]) / 2
     magnitude = torch.bucketize(values.abs(), middles)
@@ -93,7 +97,13 @@ def nearest_codes(values: Tensor, grid: Grid) -> Tensor:
 
 def numerators_of(codes: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return `grid.numerators[codes]`: integers held in `dtype`, same shape as `codes`."""
-    if grid.is_consecutive:
-        return codes.to(dtype) + grid.numerators[0]
+    if grid.step is not None:
+        return codes.to(dtype, copy=True).mul_(grid.step).add_(grid.numerators[0])
     table = torch.tensor(grid.numerators, dtype=dtype, device=codes.device)
     return table[codes.long()]
+
+
+def _nearest_odd(values: Tensor, *, half: int) -> Tensor:
+    """Codes of the levels ..., -3, -1, 1, 3, ... of which `half` are positive."""
+    magnitude = (values.abs() / 2).ceil_().clamp_(1, half)
+    return torch.where(values < 0, half - magnitude, magnitude + (half - 1)).to(torch.uint8)

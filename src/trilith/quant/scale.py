@@ -15,6 +15,8 @@ MIN_SCALE = 1e-8
 _START_MULTIPLES = (0.8, 1.2, 1.6, 2.0, 2.5)
 # Alternations of codes and scale from each of them.
 _NUM_ALTERNATIONS = 8
+# Values that are fitted together: what the alternations pass over stays in the cache.
+_VALUES_AT_ONCE = 2**17
 
 
 def grouped(latent: Tensor, granularity: Granularity, group_size: int | None) -> Tensor:
@@ -102,6 +104,9 @@ def least_squares_scale(blocks: Tensor, grid: Grid) -> Tensor:
     Returns:
         float32 [...].
     """
+    if blocks.dim() > 1 and len(blocks) > 1 and blocks.numel() > _VALUES_AT_ONCE:
+        step = max(1, _VALUES_AT_ONCE * len(blocks) // blocks.numel())
+        return torch.cat([least_squares_scale(part, grid) for part in blocks.split(step)])
     values = blocks.float()
     rms = values.square().mean(dim=-1).sqrt().clamp_(min=MIN_SCALE)
     starts = [rms * (multiple / grid.max_level) for multiple in _START_MULTIPLES]

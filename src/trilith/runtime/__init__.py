@@ -11,6 +11,7 @@ from trilith.runtime.memory import (
     plan_inference,
 )
 from trilith.runtime.sampling import Sampler, SamplingConfig
+from trilith.runtime.static_decoder import StaticDecoder
 from trilith.runtime.text import (
     StopCutter,
     TextDecoder,
@@ -27,6 +28,7 @@ __all__ = [
     "Kernel",
     "Sampler",
     "SamplingConfig",
+    "StaticDecoder",
     "StopCutter",
     "TextDecoder",
     "TextTokenizer",

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trilith.model import KVCache, ModelConfig, Transformer
+from trilith.hardware import usable_device
+from trilith.model import KVCache, ModelConfig, StaticCache, Transformer
 from trilith.packed import PackedFile, build_packed_model, read_packed
 from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
 from trilith.runtime.sampling import Sampler, SamplingConfig
+from trilith.runtime.static_decoder import StaticDecoder
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,28 @@ class Engine:
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
         self.model = model
         self.file = file
+        self.device = model.norm.weight.device
         self.decoder = NativeDecoder(model, file=file) if decodes_natively(model) else None
+        self.static = StaticDecoder(model) if self.device.type == "cuda" else None
 
     @classmethod
-    def load(cls, path: Path) -> "Engine":
-        """Read and check a packed file and build its model.
+    def load(cls, path: Path, *, device: str = "cpu") -> "Engine":
+        """Read and check a packed file and build its model on a device: "cpu", "cuda", "cuda:1".
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is foreign or damaged.
+            ValueError: the file is foreign or damaged, or there is no such device.
         """
+        chosen = usable_device(device)
         file = read_packed(path)
-        return cls(build_packed_model(file), file=file)
+        return cls(build_packed_model(file, device=chosen), file=file)
 
     @property
     def config(self) -> ModelConfig:
         """The shape of the model."""
         return self.model.config
 
-    def new_cache(self, *, batch_size: int, capacity: int) -> KVCache:
+    def new_cache(self, *, batch_size: int, capacity: int) -> KVCache | StaticCache:
         """Make an empty cache for sequences of up to `capacity` tokens.
 
         Raises:
@@ -67,17 +72,28 @@ class Engine:
                 f"{capacity} tokens do not fit the context of {self.config.context} tokens of "
                 f"model {self.config.name}; shorten the prompt or ask for fewer new tokens"
             )
+        if self.static is not None:
+            return self.static.new_cache(batch_size=batch_size, capacity=capacity)
         return KVCache(self.config, batch_size=batch_size, capacity=capacity)
 
     @torch.inference_mode()
-    def prefill(self, tokens_BT: Tensor, *, cache: KVCache) -> Tensor:
+    def prefill(self, tokens_BT: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
         """Run prompts of equal length into the cache; return the logits [B, V] of what follows."""
         self._check_tokens(tokens_BT)
-        return self.model.head(self.model.hidden(tokens_BT, cache)[:, -1])
+        if isinstance(cache, StaticCache):
+            assert self.static is not None
+            return self.static.prefill(tokens_BT, cache=cache)
+        hidden_BD = self.model.hidden(tokens_BT, cache)[:, -1]
+        return (
+            self.model.head(hidden_BD) if self.decoder is None else self.decoder.logits(hidden_BD)
+        )
 
     @torch.inference_mode()
-    def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
+    def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
+        if isinstance(cache, StaticCache):
+            assert self.static is not None
+            return self.static.step(tokens_B, cache=cache)
         if self.decoder is not None and cache.capacity <= self.config.context:
             return self.decoder.step(tokens_B, cache=cache)
         return self.model(tokens_B[:, None], cache)[:, 0]
@@ -89,7 +105,7 @@ class Engine:
             ValueError: at the call, if the prompt is empty, holds ids the model does not know, or
                 does not fit the context together with the new tokens.
         """
-        tokens_BT = torch.tensor([list(prompt_ids)], dtype=torch.long)
+        tokens_BT = torch.tensor([list(prompt_ids)], dtype=torch.long, device=self.device)
         self._check_tokens(tokens_BT)
         # The last new token is handed out and never run.
         capacity = tokens_BT.shape[1] + config.max_new_tokens - 1
@@ -97,9 +113,9 @@ class Engine:
         return self._continue(tokens_BT, config=config, cache=cache)
 
     def _continue(
-        self, tokens_BT: Tensor, *, config: GenerateConfig, cache: KVCache
+        self, tokens_BT: Tensor, *, config: GenerateConfig, cache: KVCache | StaticCache
     ) -> Iterator[int]:
-        sampler = Sampler(config.sampling)
+        sampler = Sampler(config.sampling, device=self.device)
         logits_BV = self.prefill(tokens_BT, cache=cache)
         for num_new in range(1, config.max_new_tokens + 1):
             next_B = sampler.draw(logits_BV, seen_BS=tokens_BT)

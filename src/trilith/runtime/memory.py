@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trilith.kernels import layout_in_memory, native_bytes
+from trilith.kernels import RESTORED_VALUES, layout_in_memory, native_bytes
 from trilith.model import (
+    Bias,
     KVCache,
     ModelConfig,
     RMSNorm,
@@ -19,7 +20,7 @@ from trilith.model import (
     model_on_meta,
     projection_weights,
 )
-from trilith.packed import PackConfig, store_rows
+from trilith.packed import PackConfig, row_bytes
 from trilith.quant import Codec, QuantConfig, num_scales
 
 # How kernels hold a projection: tiles of 2 or 4 bits, float32 numbers, or the file's own bytes.
@@ -66,6 +67,7 @@ class FileBytes(NamedTuple):
     embedding: int
     head: int
     norms: int
+    biases: int
 
 
 class InferenceMemory(NamedTuple):
@@ -73,7 +75,7 @@ class InferenceMemory(NamedTuple):
 
     Attributes:
         file: tensors of the packed file; on a CPU they are mapped.
-        unpacked: what the runtime keeps beside them: kernel weights, float32 embedding and head.
+        unpacked: what the runtime keeps beside them: kernel weights and norms.
         kv_cache: keys and values; scales of a quantized cache would come on top.
         prefill: activations of running the prompt.
         decode: activations of running one more token.
@@ -131,40 +133,35 @@ def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfi
     """Bytes that the pack stage writes for a model of this shape (meta tensors will do)."""
     codec = None if quant is None else pack.codec_for(quant.levels)
     projections = projection_weights(model)
-    embedding = _nbytes(store_rows(model.embedding.weight, pack.embedding))
-    head = 0 if model.config.tied_head else embedding
+    shape = (model.config.vocab_size, model.config.width)
     return FileBytes(
         codes=sum(_code_bytes(weight, codec) for weight in projections),
         scales=0 if quant is None else _FLOAT32 * sum(num_scales(w, quant) for w in projections),
         dense=_BFLOAT16 * sum(w.numel() for w in projections) if quant is None else 0,
-        embedding=embedding,
-        head=head,
-        norms=_norm_bytes(model),
+        embedding=row_bytes(shape, pack.embedding_form),
+        head=0 if model.config.tied_head else row_bytes(shape, pack.head_form),
+        norms=_float_bytes(model, RMSNorm),
+        biases=_float_bytes(model, Bias),
     )
 
 
-def _norm_bytes(model: Transformer) -> int:
-    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
-    return _FLOAT32 * sum(norm.weight.numel() for norm in norms)
+def _float_bytes(model: Transformer, kind: type[RMSNorm | Bias]) -> int:
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    return _FLOAT32 * sum(module.weight.numel() for module in modules)
 
 
 def _code_bytes(weight: Tensor, codec: Codec | None) -> int:
     return 0 if codec is None else codec.num_bytes(weight.numel())
 
 
-def _nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
 def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
     """Bytes beside the file; kernels that read packed bytes need none."""
     if setup.kernel == "packed":
         return 0
-    rows = _FLOAT32 * setup.model.vocab_size * setup.model.width
-    rows *= 1 if setup.model.tied_head else 2
     rope = 2 * _FLOAT32 * setup.model.context * setup.model.head_width
     kernels = sum(_kernel_bytes(weight, setup) for weight in projection_weights(model))
-    return rows + _norm_bytes(model) + kernels + (rope if _decodes_natively(setup) else 0)
+    floats = _float_bytes(model, RMSNorm) + _float_bytes(model, Bias)
+    return floats + kernels + (rope if _decodes_natively(setup) else 0)
 
 
 def _decodes_natively(setup: InferenceSetup) -> bool:
@@ -219,7 +216,18 @@ def _mlp_values(setup: InferenceSetup) -> float:
 def _decode_bytes(setup: InferenceSetup) -> int:
     """Logits; on the torch path also keys and values of a layer, repeated for all heads."""
     config = setup.model
-    values = config.vocab_size
-    if not _decodes_natively(setup) and config.num_heads > config.num_kv_heads:
-        values += 2 * config.width * setup.context
-    return _FLOAT32 * setup.batch_size * values
+    logits = _FLOAT32 * setup.batch_size * config.vocab_size
+    if _decodes_natively(setup):
+        return logits
+    repeats = config.num_heads > config.num_kv_heads
+    repeated = 2 * _FLOAT32 * setup.batch_size * config.width * setup.context if repeats else 0
+    return logits + max(repeated, _restored_bytes(setup))
+
+
+def _restored_bytes(setup: InferenceSetup) -> int:
+    """A part of the head in floats, on the torch path."""
+    config, pack = setup.model, setup.pack
+    form = pack.embedding_form if config.tied_head else pack.head_form
+    # Codes, their levels and their scales lie beside the product of these.
+    copies = 3.25 if form.group_size and form.precision in ("int4", "int3") else 1
+    return int(copies * _FLOAT32 * min(RESTORED_VALUES, config.vocab_size * config.width))

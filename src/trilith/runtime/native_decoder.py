@@ -8,16 +8,15 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import NativeProduct, PackedLinear
+from trilith.kernels import Isa, NativeProduct, PackedLinear, multiply_rows
 from trilith.kernels.native_build import load_native
 from trilith.kernels.native_decode import (
     MLP_KINDS,
-    ROW_KINDS,
     CacheStruct,
     LayerStruct,
     ModelStruct,
 )
-from trilith.model import KVCache, RMSNorm, Transformer
+from trilith.model import Bias, KVCache, RMSNorm, Transformer
 from trilith.model.attention import rope_tables
 from trilith.model.transformer import Block
 from trilith.packed import PackedFile
@@ -26,23 +25,27 @@ from trilith.packed import PackedFile
 class NativeDecoder:
     """One decoding step of a packed model whose projections are all native.
 
-    Differs from the torch modules in the order of float32 sums alone; embedding and norms are
-    those of the model, and the head is read in its stored precision.
+    Differs from the torch modules in the order of float32 sums alone; embedding and head are read
+    in their stored precision.
     """
 
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
         self._model = model
         # The structs point into these; a model that is converted later lets go of them.
         self._kept = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        self._head = _stored_head(file)
+        self._embedding = file.stored_rows("embedding")
+        self._head = file.stored_head()
         self._rope = rope_tables(
             torch.arange(model.config.context), model.config.head_width, model.config.rope_theta
         )
         layers = [_layer_struct(block) for block in model.blocks]  # type: ignore[arg-type]
         self._layers = (LayerStruct * len(layers))(*layers)
         self._struct = self._model_struct()
-        product = model.blocks[0].attention.out.product  # type: ignore[union-attr]
-        self._isa_number: int = product.isa.number  # type: ignore[union-attr, assignment]
+        self._isa: Isa = model.blocks[0].attention.out.product.isa  # type: ignore[union-attr, assignment]
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """Return the logits [B, V] of what the head reads."""
+        return multiply_rows(hidden_BD.float().contiguous(), rows=self._head, isa=self._isa)
 
     def step(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
@@ -67,7 +70,7 @@ class NativeDecoder:
             ctypes.byref(seen),
             tokens_B.data_ptr(),
             logits_BV.data_ptr(),
-            self._isa_number,
+            self._isa.number,
             torch.get_num_threads(),
         )
         if failed:
@@ -77,7 +80,6 @@ class NativeDecoder:
 
     def _model_struct(self) -> ModelStruct:
         config = self._model.config
-        weight, scale = self._head
         return ModelStruct(
             config.num_layers,
             config.width,
@@ -87,13 +89,11 @@ class NativeDecoder:
             config.mlp_width,
             config.vocab_size,
             MLP_KINDS.index(config.mlp),
-            ROW_KINDS.index(str(weight.dtype).removeprefix("torch.")),
             config.norm_eps,
             self._layers,
-            self._model.embedding.weight.data_ptr(),
+            self._embedding.as_struct(),
+            self._head.as_struct(),
             self._model.norm.weight.data_ptr(),
-            weight.data_ptr(),
-            None if scale is None else scale.data_ptr(),
             self._rope[0].data_ptr(),
             self._rope[1].data_ptr(),
         )
@@ -112,27 +112,23 @@ def decodes_natively(model: Transformer) -> bool:
     )
 
 
-def _stored_head(file: PackedFile) -> tuple[Tensor, Tensor | None]:
-    name = "embedding" if file.manifest.model.tied_head else "head"
-    return file.tensors[f"{name}.weight"], file.tensors.get(f"{name}.scale")
-
-
 def _layer_struct(block: Block) -> LayerStruct:
     attention, mlp = block.attention, block.mlp
-    norms = (
+    floats = (
         block.attention_norm,
         attention.q_norm,
         attention.k_norm,
         attention.sub_norm,
         block.mlp_norm,
         mlp.sub_norm,
+        attention.qkv_bias,
     )
     linears = (attention.qkv, attention.out, mlp.up, mlp.down)
     return LayerStruct(
-        *(_norm_pointer(norm) for norm in norms),
+        *(_pointer(module) for module in floats),
         *(linear.product.as_struct() for linear in linears),  # type: ignore[union-attr, operator]
     )
 
 
-def _norm_pointer(norm: nn.Module) -> int | None:
-    return norm.weight.data_ptr() if isinstance(norm, RMSNorm) else None
+def _pointer(module: nn.Module) -> int | None:
+    return module.weight.data_ptr() if isinstance(module, (RMSNorm, Bias)) else None

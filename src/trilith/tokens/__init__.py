@@ -1,21 +1,27 @@
 """Tokens: the tokenizer, its id table, token shards, n-gram floors."""
 
 from trilith.tokens.config import TokenizerConfig
+from trilith.tokens.json_model import JsonMarks, has_marks, is_json, join_marks
 from trilith.tokens.learning import train_tokenizer
+from trilith.tokens.marks import SPECIAL_IDS
 from trilith.tokens.ngram import BigramModel, bigram_loss, fit_bigrams, unigram_loss
 from trilith.tokens.shards import TokenShard, open_split
 from trilith.tokens.tokenization import tokenize_corpus
-from trilith.tokens.tokenizer import SPECIAL_IDS, StreamDecoder, Tokenizer
+from trilith.tokens.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
     "SPECIAL_IDS",
     "BigramModel",
+    "JsonMarks",
     "StreamDecoder",
     "TokenShard",
     "Tokenizer",
     "TokenizerConfig",
     "bigram_loss",
     "fit_bigrams",
+    "has_marks",
+    "is_json",
+    "join_marks",
     "open_split",
     "tokenize_corpus",
     "train_tokenizer",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trilith.tokens.tokenizer import SPECIAL_IDS
+from trilith.tokens.marks import SPECIAL_IDS
 
 NUM_BYTE_PIECES = 256
 
@@ -14,7 +14,8 @@ class TokenizerConfig:
     With `from_file` nothing is trained, and the settings of the training must be null.
 
     Attributes:
-        from_file: a `tokenizer.model` to take as it is, as `trilith import` writes it, or null.
+        from_file: a `tokenizer.model` to take as it is, as `trilith import` writes it of whatever
+            kind, or null.
         vocab_size: number of ids, with the special ids and the 256 byte pieces.
         character_coverage: share of the characters of the training text that get a piece of
             their own; the rest is spelled in bytes.

@@ -8,7 +8,8 @@ from typing import Any
 import sentencepiece
 
 from trilith.tokens.config import TokenizerConfig
-from trilith.tokens.tokenizer import SPECIAL_IDS, Tokenizer
+from trilith.tokens.marks import SPECIAL_IDS
+from trilith.tokens.tokenizer import Tokenizer
 
 # Line breaks stay in front of their line, so that breaks and what follows can form a piece.
 # U+2581 and NUL never become part of a piece: one stands for the space, the other is not allowed.

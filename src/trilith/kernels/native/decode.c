@@ -1,7 +1,6 @@
 /* One token of each sequence through the whole model: no Python between the products. */
 #include "decode.h"
 
-enum { HEAD_CHUNK_ROWS = 64 };
 /* Float products that are worth another thread. */
 #define MIN_PRODUCTS_PER_THREAD (1 << 17)
 
@@ -17,7 +16,7 @@ typedef struct {
     workspace space;
 } step;
 
-static const float_ops *ops_of(int isa) {
+const float_ops *float_ops_of(int isa) {
 #ifdef __x86_64__
     if (isa != SCALAR) return &float_ops_avx2;
 #endif
@@ -75,6 +74,8 @@ static int attention(step *s, const layer *l) {
     const model *m = s->m;
     norm_rows(s, s->x, l->attention_norm, m->width);
     if (apply(s, &l->qkv, s->normed, s->wide)) return -1;
+    for (int64_t b = 0; l->qkv_bias && b < s->cache->batch; b++)
+        s->ops->add(s->wide + b * l->qkv.num_out, l->qkv_bias, l->qkv.num_out);
     int64_t products = 2 * (s->cache->length + 1) * m->width * s->cache->batch;
     run_chunks(useful_threads(s, products), s->cache->batch * m->num_kv_heads, attend_chunk, s);
     if (l->attention_sub_norm) norm_rows(s, s->normed, l->attention_sub_norm, m->width);
@@ -97,16 +98,6 @@ static int mlp(step *s, const layer *l) {
     return 0;
 }
 
-static void head_chunk(void *context, int64_t chunk, int worker) {
-    const step *s = context;
-    (void)worker;
-    int64_t first = chunk * HEAD_CHUNK_ROWS;
-    int64_t last = min64(first + HEAD_CHUNK_ROWS, s->m->vocab_size);
-    for (int64_t b = 0; b < s->cache->batch; b++)
-        s->ops->head_rows(
-            s->m, s->normed + b * s->m->width, first, last, s->logits + b * s->m->vocab_size);
-}
-
 static int all_layers(step *s) {
     const model *m = s->m;
     for (s->layer_index = 0; s->layer_index < m->num_layers; s->layer_index++) {
@@ -114,8 +105,7 @@ static int all_layers(step *s) {
         if (attention(s, l) || mlp(s, l)) return -1;
     }
     norm_rows(s, s->x, m->norm, m->width);
-    int threads = useful_threads(s, m->vocab_size * m->width * s->cache->batch);
-    run_chunks(threads, ceil_div(m->vocab_size, HEAD_CHUNK_ROWS), head_chunk, s);
+    multiply_rows(&m->head, s->normed, s->cache->batch, s->logits, &s->how);
     return 0;
 }
 
@@ -133,14 +123,13 @@ int trilith_decode(
     int64_t count = c->batch * (m->width + normed + wide) + threads * c->capacity;
     float *memory = malloc((size_t)count * sizeof *memory);
     if (!memory) return -1;
-    step s = {.m = m, .cache = c, .ops = ops_of(isa), .how = {isa, threads}, .logits = logits};
+    step s = {.m = m, .cache = c, .ops = float_ops_of(isa), .how = {isa, threads}, .logits = logits};
     s.x = memory;
     s.normed = s.x + c->batch * m->width;
     s.wide = s.normed + c->batch * normed;
     s.scores = s.wide + c->batch * wide;
     for (int64_t b = 0; b < c->batch; b++)
-        memcpy(s.x + b * m->width, m->embedding + tokens[b] * m->width,
-               (size_t)m->width * sizeof *s.x);
+        restore_row(&m->embedding, tokens[b], s.x + b * m->width);
     int failed = all_layers(&s);
     free(s.space.memory);
     free(memory);

@@ -2,27 +2,25 @@
 #ifndef TRILITH_DECODE_H
 #define TRILITH_DECODE_H
 
-#include "trilith.h"
+#include "rows.h"
 
 enum mlp_kind { SWIGLU, RELU2, GATED_RELU2 };
-enum row_kind { ROWS_FLOAT32, ROWS_BF16, ROWS_INT8 };
 
-/* Keep these three in step with native_decode.py. Norms that the model lacks are NULL. */
+/* Keep these three in step with native_decode.py. Norms and biases that the model lacks are NULL. */
 typedef struct {
     const float *attention_norm, *q_norm, *k_norm, *attention_sub_norm;
     const float *mlp_norm, *mlp_sub_norm;
+    const float *qkv_bias; /* [qkv.num_out] */
     weight qkv, out, up, down;
 } layer;
 
 typedef struct {
     int64_t num_layers, width, num_heads, num_kv_heads, head_width, mlp_width, vocab_size;
-    int64_t mlp_kind, head_kind;
+    int64_t mlp_kind;
     float norm_eps;
     const layer *layers;
-    const float *embedding;  /* [vocab_size, width] */
+    rows embedding, head;
     const float *norm;       /* [width] */
-    const void *head;        /* [vocab_size, width] of head_kind */
-    const float *head_scale; /* [vocab_size], for ROWS_INT8 */
     const float *cos, *sin;  /* [context, head_width] */
 } model;
 
@@ -43,10 +41,12 @@ typedef struct {
     /* out [width] from hidden: [2 * width] gate and value, or [width] for RELU2. */
     void (*activate)(int64_t kind, const float *hidden, int64_t width, float *out);
     void (*add)(float *x, const float *y, int64_t count);
-    /* out[row] = x . rows[row], for rows first .. last - 1 of the head. */
-    void (*head_rows)(const model *m, const float *x, int64_t first, int64_t last, float *out);
+    /* out[row] = x . rows[row], for rows first .. last - 1 of a head in floats or int8. */
+    void (*head_rows)(const rows *r, const float *x, int64_t first, int64_t last, float *out);
 } float_ops;
 
 extern const float_ops float_ops_portable, float_ops_avx2;
+
+const float_ops *float_ops_of(int isa);
 
 #endif

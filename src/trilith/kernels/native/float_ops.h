@@ -147,18 +147,18 @@ TARGET static void add(float *x, const float *y, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] += y[i];
 }
 
-TARGET static void head_rows(const model *m, const float *x, int64_t first, int64_t last, float *out) {
-    int64_t width = m->width;
+TARGET static void head_rows(const rows *r, const float *x, int64_t first, int64_t last, float *out) {
+    int64_t width = r->width;
     for (int64_t at = first; at < last; at++) {
-        if (m->head_kind == ROWS_INT8) {
-            const int8_t *row = (const int8_t *)m->head + at * width;
+        if (r->kind == ROWS_INT8) {
+            const int8_t *row = (const int8_t *)r->values + at * width;
             DOT(x, row, width, FROM_INT8, (float), out[at]);
-            out[at] *= m->head_scale[at];
-        } else if (m->head_kind == ROWS_BF16) {
-            const uint16_t *row = (const uint16_t *)m->head + at * width;
+            out[at] *= ((const float *)r->scale)[at];
+        } else if (r->kind == ROWS_BF16) {
+            const uint16_t *row = (const uint16_t *)r->values + at * width;
             DOT(x, row, width, FROM_BF16, bf16_to_float, out[at]);
         } else {
-            const float *row = (const float *)m->head + at * width;
+            const float *row = (const float *)r->values + at * width;
             DOT(x, row, width, LOAD, , out[at]);
         }
     }

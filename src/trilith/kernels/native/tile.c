@@ -1,7 +1,7 @@
 /* Weights into the tiles of trilith.h. */
-#include "trilith.h"
+#include "tile.h"
 
-enum { CODES = 32, NUM_DIGIT_SETS = 243 };
+enum { CODES = 32 };
 
 typedef struct {
     const weight *w;
@@ -21,25 +21,6 @@ static inline void codes_of(
         for (int64_t i = 0; i < count; i++) codes[i] = t->code_of[numerators[i] + t->w->offset];
 }
 
-/* Four codes a word: shifts and sums stay within bytes, so that all four move at once. */
-static inline void put_codes(const tiling *t, const uint8_t *codes, uint8_t *at) {
-    uint32_t plane[5];
-    memcpy(plane, codes, sizeof plane);
-    if (t->w->layout == BITS2) {
-        uint32_t word = plane[0] | plane[1] << 2 | plane[2] << 4 | plane[3] << 6;
-        memcpy(at, &word, sizeof word);
-    } else if (t->w->layout == BASE3) {
-        uint32_t number = (((plane[0] * 3 + plane[1]) * 3 + plane[2]) * 3 + plane[3]) * 3 + plane[4];
-        uint8_t bytes[QUAD];
-        memcpy(bytes, &number, sizeof number);
-        for (int j = 0; j < QUAD; j++) at[j] = t->byte_of[bytes[j]];
-    } else {
-        uint32_t words[2] = {plane[0] | plane[1] << 4, plane[2] | plane[3] << 4};
-        memcpy(at, &words[0], sizeof words[0]);
-        memcpy(at + STEP, &words[1], sizeof words[1]);
-    }
-}
-
 static void tile_block(void *context, int64_t block, int worker) {
     const tiling *t = context;
     const weight *w = t->w;
@@ -55,7 +36,7 @@ static void tile_block(void *context, int64_t block, int worker) {
             int64_t at = row * w->num_in + tile / group_tiles * group_in + i;
             int64_t count = row < w->num_out ? min64(tile_in, group_in - i) : 0;
             codes_of(t, t->numerators + (count ? at : 0), count, tile_in, codes);
-            put_codes(t, codes, tiles + tile * tile_bytes(w->layout) + o * QUAD);
+            put_codes(w->layout, t->byte_of, codes, tiles + tile * tile_bytes(w->layout) + o * QUAD);
         }
     }
 }
@@ -65,7 +46,6 @@ void trilith_tile(
     const weight *w, const int8_t *numerators, const uint8_t *code_of, uint8_t *tiles,
     int64_t threads) {
     tiling t = {.w = w, .numerators = numerators, .code_of = code_of, .tiles = tiles};
-    for (int n = 0; n < NUM_DIGIT_SETS; n++)
-        t.byte_of[n] = (uint8_t)ceil_div(n * 256, NUM_DIGIT_SETS);
+    fill_byte_of(t.byte_of);
     run_chunks((int)threads, ceil_div(w->num_out, BLOCK), tile_block, &t);
 }

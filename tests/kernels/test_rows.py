@@ -1,0 +1,123 @@
+"""Stored rows: what is restored against numbers by hand, native products against torch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trilith.kernels import Isa, PackedEmbedding, PackedHead, StoredRows, available_isas
+from trilith.kernels import multiply_rows as native_product
+from trilith.kernels.choice import ISA_NUMBERS
+from trilith.packed import RowForm, row_bytes, store_rows
+
+FORMS = [
+    RowForm("f32", None),
+    RowForm("bf16", None),
+    RowForm("int8", None),
+    *(RowForm(name, size) for name in ("int4", "int3") for size in (8, 24, 40, 120)),  # type: ignore[arg-type]
+]
+each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{form[1]}")
+
+
+def _weight(num_rows: int = 150, width: int = 120) -> Tensor:
+    weight = torch.randn(num_rows, width, generator=torch.Generator().manual_seed(3)) * 0.02
+    weight[7] = 0
+    return weight
+
+
+def _by_hand(rows: StoredRows, bits: int) -> np.ndarray:
+    """Levels of codes that are read bit by bit."""
+    scale = rows.scale.double().numpy()  # type: ignore[union-attr]
+    found = np.empty(rows.shape)
+    for at, row in enumerate(rows.values.numpy()):
+        bit = np.unpackbits(row, bitorder="little").reshape(-1, bits)
+        codes = (bit * 2 ** np.arange(bits)).sum(axis=1)
+        found[at] = (2 * codes - (2**bits - 1)) * scale[at].repeat(rows.width // scale.shape[1])
+    return found
+
+
+@each_form
+def test_restored_rows_are_near_and_take_the_planned_bytes(form: RowForm) -> None:
+    weight = _weight()
+    rows = store_rows(weight, form)
+    restored = rows.restore()
+    # Half a step of a group, whose outermost level the fit may put below its largest weight.
+    allowed = {"f32": 0, "bf16": 2**-8, "int8": 1 / 127, "int4": 0.12, "int3": 0.23}
+    error = (restored - weight).square().mean().sqrt() / weight.square().mean().sqrt()
+    assert error <= allowed[form.precision]
+    assert (restored[7] == 0).all()
+    parts = [rows.values] + ([] if rows.scale is None else [rows.scale])
+    assert sum(part.nbytes for part in parts) == row_bytes((150, 120), form)
+    if form.precision in ("int4", "int3"):
+        expected = _by_hand(rows, int(form.precision[-1]))
+        assert np.array_equal(restored.numpy(), expected.astype(np.float32))
+
+
+@each_form
+def test_an_embedding_restores_the_rows_of_its_tokens(form: RowForm) -> None:
+    rows = store_rows(_weight(), form)
+    tokens = torch.tensor([[3, 149], [0, 3]])
+    assert torch.equal(PackedEmbedding(rows)(tokens), rows.restore()[tokens])
+
+
+@each_form
+def test_a_head_multiplies_with_what_is_restored(form: RowForm) -> None:
+    rows = store_rows(_weight(), form)
+    x = torch.randn(2, 5, 120)
+    torch.testing.assert_close(PackedHead(rows)(x), x @ rows.restore().T)
+
+
+@pytest.mark.skipif(not available_isas(), reason="no C compiler")
+@each_form
+def test_native_products_agree_with_torch_and_with_each_other(form: RowForm) -> None:
+    rows = store_rows(_weight(), form)
+    x = torch.randn(3, 120, generator=torch.Generator().manual_seed(4))
+    exact = x.double() @ rows.restore().double().T
+    found = []
+    before = torch.get_num_threads()
+    for name in available_isas():
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(native_product(x, rows=rows, isa=Isa(name, ISA_NUMBERS[name])))
+    torch.set_num_threads(before)
+    # float32 sums of 120 products.
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(product, found[0]) for product in found)
+
+
+def test_fitted_odd_levels_lose_less_than_levels_with_a_zero() -> None:
+    weight = _weight(200, 128)[8:]
+    restored = store_rows(weight, RowForm("int3", 128)).restore()
+    scale = weight.abs().amax(dim=1, keepdim=True) / 3
+    with_zero = (weight / scale).round() * scale
+    assert (restored - weight).square().sum() < 0.6 * (with_zero - weight).square().sum()
+
+
+@pytest.mark.parametrize("size", [None, 12, 16, 7])
+def test_groups_that_do_not_fit_are_refused(size: int | None) -> None:
+    with pytest.raises(ValueError, match=rf"pack.group_size={size} does not fit rows of 120"):
+        store_rows(_weight(), RowForm("int4", size))
+
+
+def test_weights_beyond_float16_scales_are_refused() -> None:
+    with pytest.raises(ValueError, match="beyond what int4 stores"):
+        store_rows(_weight() * 1e9, RowForm("int4", 24))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        (torch.zeros(4, 8), torch.ones(4, 1)),
+        (torch.zeros(4, 9), None),
+        (torch.zeros(4, 8, dtype=torch.int8), None),
+        (torch.zeros(4, 8, dtype=torch.int8), torch.ones(3, 1)),
+        (torch.zeros(4, 4, dtype=torch.uint8), torch.ones(4, 1)),
+        (torch.zeros(4, 4, dtype=torch.uint8), torch.ones(4, 2, dtype=torch.float16)),
+        (torch.zeros(4, 5, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.float16)),
+        (torch.zeros(4, 8, dtype=torch.float64), None),
+        (torch.zeros(4, 4, dtype=torch.uint8), torch.ones(4, 0, dtype=torch.float16)),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(values: Tensor, scale: Tensor | None) -> None:
+    with pytest.raises(ValueError, match="rows of 8 features cannot be"):
+        StoredRows(values, scale, 8)
