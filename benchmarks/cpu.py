@@ -29,11 +29,14 @@ from trilith.evaluation import SpeedConfig, measure_speed
 from trilith.evaluation.speed import Speed
 from trilith.hardware import device_name, prepare_cpu
 from trilith.kernels import chosen_isa
+from trilith.packed import PackConfig
 from trilith.runtime import Engine
 
 MAX_OTHER_CORES = 0.06
 FOLDER, RESULTS = Path("runs/anchors"), Path(__file__).parent / "results"
 OURS = ("bits2", "base3")
+# Features of a row of embedding and head that share a scale.
+GROUP_SIZE = 32
 # Reads of the memory a round, a fifth of a second each at most.
 READS = 5
 
@@ -134,7 +137,9 @@ def our_arm(shape: str, codec: str, options: argparse.Namespace) -> Arm:
     """Load our engine with a codec; its file is written if it is not there."""
     path = FOLDER / f"{shape}-{codec}-{options.embedding}.safetensors"
     if not path.is_file():
-        write_packed_model(SHAPES[shape], path, codec=codec, embedding=options.embedding)
+        group_size = GROUP_SIZE if options.embedding in ("int4", "int3") else None
+        pack = PackConfig(codec, options.embedding, group_size=group_size)
+        write_packed_model(SHAPES[shape], path, pack=pack)
     engine = Engine.load(path)
     timed = partial(our_speed, engine, options.prompt_tokens, options.decode_tokens)
     return Arm(f"trilith {codec}", shape, timed, read_bytes(engine))
