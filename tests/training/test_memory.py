@@ -43,6 +43,7 @@ VARIANTS: list[tuple[dict[str, Any], QuantConfig | None, Any]] = [
     ({"mlp": "gated_relu2"}, ROW, "bf16-mixed"),
     ({"mlp": "relu2"}, None, "32-true"),
     ({"sub_norm": False}, WEIGHTS_ALONE, "32-true"),
+    ({"qkv_bias": True, "qk_norm": False}, None, "bf16-mixed"),
 ]
 
 

@@ -45,8 +45,11 @@ def build_packed_model(
                 _fill(module, _take(unused, f"{name}.weight", torch.bfloat16).float())
         embedding = _take_rows(unused, "embedding", file=file)
         head = embedding if shape.tied_head else _take_rows(unused, "head", file=file)
-        model.set_submodule("embedding", PackedEmbedding(embedding))
-        model.set_submodule("head", PackedHead(head))
+        if device.type == "cpu":
+            model.set_submodule("embedding", PackedEmbedding(embedding))
+            model.set_submodule("head", PackedHead(head))
+        else:
+            _fill_rows(model, embedding=embedding, head=head)
         if unused:
             raise ValueError(f"holds tensors that its model has no place for: {sorted(unused)}")
     return model.requires_grad_(False).eval().to(device)
@@ -86,6 +89,15 @@ def _take_rows(unused: dict[str, Tensor], name: str, *, file: PackedFile) -> Sto
     for key in ("weight", "scale"):
         unused.pop(f"{name}.{key}", None)
     return rows
+
+
+def _fill_rows(model: Transformer, *, embedding: StoredRows, head: StoredRows) -> None:
+    """Keep rows in floats: on a GPU, to restore codes would stop a CUDA graph."""
+    _fill(model.embedding, embedding.restore())
+    if head is embedding:
+        model.head.weight = model.embedding.weight
+    else:
+        _fill(model.head, head.restore())
 
 
 def _take(unused: dict[str, Tensor], name: str, *dtypes: torch.dtype) -> Tensor:
