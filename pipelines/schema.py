@@ -73,8 +73,8 @@ def check_inputs(config: Config) -> None:
     """Look at the user's own files that no early stage reads: better now than after pretraining.
 
     Raises:
-        FileNotFoundError, ValueError: a file of instructions is missing or does not fit its form, or
-            a teacher is no model that is known, or of another shape than the section model.
+        FileNotFoundError, ValueError: a file of instructions is missing or does not fit its form,
+            or a teacher is no model that is known, or of another shape than the section model.
     """
     check_files(config.instructions)
     if config.evolve.teacher is not None:
