@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trilith.files import replacing
 from trilith.kernels import pack_weight
 from trilith.model import ModelConfig, RMSNorm, Transformer
+from trilith.packed import PackConfig
 from trilith.packed.contents import TOKENIZER_TENSOR
 from trilith.packed.manifest import CodesEntry, Manifest, Part, TensorEntry, describe, to_metadata
 from trilith.packed.precision import store_rows
@@ -41,14 +42,13 @@ SHAPES = {
 }
 
 
-def write_packed_model(config: ModelConfig, path: Path, *, codec: str, embedding: str) -> None:
+def write_packed_model(config: ModelConfig, path: Path, *, pack: PackConfig) -> None:
     """Write a packed file of random ternary projections, one scale each.
 
     Args:
         config: shape.
         path: the file to write.
-        codec: of the projections, base3 or bits2.
-        embedding: precision of embedding and head.
+        pack: codec of the projections, by its name; precision of embedding and head.
     """
     torch.manual_seed(0)
     tensors: dict[str, Tensor] = {}
@@ -63,14 +63,16 @@ def write_packed_model(config: ModelConfig, path: Path, *, codec: str, embedding
             add(f"{name}.weight", torch.ones(module.weight.shape), "norms")
         elif isinstance(module, nn.Linear) and name != "head":
             shape = (module.out_features, module.in_features)
-            weight = pack_weight(_random_weight(shape), grid=TERNARY, codec=CODECS[codec])
-            entry = CodesEntry(TERNARY.name, codec, shape, f"{name}.scale")
+            weight = pack_weight(_random_weight(shape), grid=TERNARY, codec=CODECS[pack.codec])
+            entry = CodesEntry(TERNARY.name, pack.codec, shape, f"{name}.scale")
             add(f"{name}.codes", weight.packed, "codes", entry)
             add(f"{name}.scale", weight.scale, "scales")
     for part in ("embedding",) if config.tied_head else ("embedding", "head"):
         rows = 0.02 * torch.randn(config.vocab_size, config.width)
-        for key, tensor in store_rows(rows, embedding).items():  # type: ignore[arg-type]
-            add(f"{part}.{key}", tensor, part)  # type: ignore[arg-type]
+        stored = store_rows(rows, pack.embedding_form)
+        add(f"{part}.weight", stored.values, part)  # type: ignore[arg-type]
+        if stored.scale is not None:
+            add(f"{part}.scale", stored.scale, part)  # type: ignore[arg-type]
     add(TOKENIZER_TENSOR, torch.zeros(1, dtype=torch.uint8), "tokenizer")
     tokenizer_hash = hashlib.sha256(b"\0").hexdigest()
     manifest = Manifest(config, 8, entries, tokenizer_hash, {}, {"weights": "random"})

@@ -1,6 +1,7 @@
 """The whole configuration as types: a value that fits no section is refused before any work."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import root  # noqa: F401 (before the package)
@@ -9,7 +10,8 @@ from trilith.corpus import CorpusConfig
 from trilith.evaluation import EvaluateConfig
 from trilith.evolution import InstructionConfig, check_files
 from trilith.hardware import HardwareConfig
-from trilith.model import ModelConfig
+from trilith.imports import open_source
+from trilith.model import ModelConfig, require_shape
 from trilith.packed import PackConfig
 from trilith.quant import QuantConfig
 from trilith.tokens import TokenizerConfig
@@ -68,9 +70,14 @@ def check(content: Any) -> Config:
 
 
 def check_inputs(config: Config) -> None:
-    """Read the user's own files that no early stage reads: better now than after pretraining.
+    """Look at the user's own files that no early stage reads: better now than after pretraining.
 
     Raises:
-        FileNotFoundError, ValueError: a file of instructions is missing or does not fit its form.
+        FileNotFoundError, ValueError: a file of instructions is missing or does not fit its form,
+            or a teacher is no model that is known, or of another shape than the section model.
     """
     check_files(config.instructions)
+    if config.evolve.teacher is not None:
+        teacher = open_source(Path(config.evolve.teacher))
+        origin = f"evolve.teacher={config.evolve.teacher}"
+        require_shape(teacher.model, config.model, origin=origin)

@@ -49,6 +49,23 @@ def test_only_one_block_is_asked_for_at_a_time(tmp_path: Path) -> None:
     assert all(torch.equal(t, whole[name]) for part in parts for name, t in part.items())
 
 
+@torch.no_grad()
+def test_a_weight_that_is_not_finite_leaves_no_file(tmp_path: Path) -> None:
+    shape, weights = drawn()
+    weights["1.up_proj"][0, 0] = torch.nan
+    source = open_source(write_huggingface(tmp_path / "small", weights, shape=shape))
+    assert source.tokenizer is not None
+    with pytest.raises(ValueError, match="holds a weight that is not finite"):
+        pack_on_grid(
+            source,
+            path=tmp_path / "out.safetensors",
+            quant=QuantConfig("ternary", "least_squares", "row", None, 8),
+            config=COMPACT,
+            tokenizer=Tokenizer.from_bytes(source.tokenizer),
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_the_command_says_what_it_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

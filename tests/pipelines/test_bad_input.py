@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tests.imports.making import drawn, write_llama2c
 from tests.pipelines.conftest import (
     ROOT,
     STAGES,
@@ -18,6 +19,7 @@ from tests.pipelines.conftest import (
 )
 from tests.pipelines.watching import contents
 
+from trilith.imports import open_source, write_import
 from trilith.tokens import TokenizerConfig
 from trilith.tokens.learning import train_tokenizer
 
@@ -220,6 +222,30 @@ def test_configure_refuses_instructions_that_evolve_could_not_read(
     outcome = run_stage(tmp_path, "configure")
     assert (outcome.status, words in outcome.text) == (1, True), outcome.text
     assert "instructions of mine.jsonl: licence CC-BY-NC-4.0" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not (tmp_path / "reports/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("texts", "texts holds no config.json"),
+        ("imported", "evolve.teacher=imported holds another model than the section model says"),
+    ],
+)
+def test_configure_refuses_a_teacher_that_could_not_evolve(
+    tmp_path: Path, run_stage: RunStage, teacher: str, words: str
+) -> None:
+    (tmp_path / "texts").mkdir()
+    write_import(
+        open_source(write_llama2c(tmp_path / "foreign", drawn()[1])), tmp_path / "imported"
+    )
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["overrides"] = [*TOY, f"evolve.teacher={teacher}"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    outcome = run_stage(tmp_path, "configure")
+    assert (outcome.status, words in outcome.text) == (1, True), outcome.text
     assert "Traceback" not in outcome.text
     assert not (tmp_path / "reports/config.yaml").exists()
 

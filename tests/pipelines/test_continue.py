@@ -36,6 +36,7 @@ def imported_model(folder: Path) -> tuple[str, ...]:
         "recipe@pretrain.dense.recipe=continue",
         "recipe@pretrain.ternary.recipe=continue",
         "pretrain.start_from=imported",
+        "evolve.teacher=imported",
     )
 
 
@@ -57,9 +58,12 @@ def test_an_imported_model_goes_through_every_stage(project: Path, run_stage: Ru
     with (project / "reports/metrics/pretrain/dense/steps.csv").open() as file:
         loss = float(next(csv.DictReader(file))["loss_nats"])
     assert loss == pytest.approx(first_loss(project), rel=1e-6)
-    config = json.loads((project / "data/checkpoints/ternary/config.json").read_text())
-    assert config["provenance"]["imported"]["kind"] == "llama2.c"
-    assert str(project) not in json.dumps(config)
+    for made in ("checkpoints/ternary", "evolved/evolved_ternary"):
+        config = json.loads((project / "data" / made / "config.json").read_text())
+        assert config["provenance"]["imported"]["kind"] == "llama2.c"
+        assert str(project) not in json.dumps(config)
+    # The teacher evolves, not the twin that was trained on.
+    assert config["provenance"]["num_steps"] == 6
     summary = json.loads((project / "reports/summary.json").read_text())
     assert {"dense", "ternary", "evolved_ternary"} <= set(summary["models"])
 

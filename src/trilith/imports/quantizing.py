@@ -17,7 +17,7 @@ from trilith.packed import (
     drawn_proof_tokens,
     write_packed,
 )
-from trilith.quant import BitLinear, QuantConfig
+from trilith.quant import SCALE_NAMES, BitLinear, QuantConfig
 from trilith.tokens import Tokenizer
 
 
@@ -74,7 +74,8 @@ def _blocks(parts: Iterator[State], config: ModelConfig, quant: QuantConfig) -> 
             block = Block(config, layer=index, linear=partial(BitLinear, config=quant))
         block.to_empty(device="cpu")
         weights = {key.removeprefix(f"blocks.{index}."): t for key, t in state.items()}
-        block.load_state_dict(weights, strict=False)
+        missing, unknown = block.load_state_dict(weights, strict=False)
+        assert not unknown and all(name.endswith(SCALE_NAMES) for name in missing), missing
         for module in block.modules():
             if isinstance(module, BitLinear):
                 module.refit()

@@ -58,10 +58,15 @@ class Source:
         """Hand out the weights: embedding, last norm and head, then one block after the other.
 
         Where the source can be read so, no more than one part need be in memory.
+
+        Raises:
+            ValueError: a weight is not finite.
         """
-        if self.read_parts is not None:
-            yield from self.read_parts()
-            return
+        for part in self._parts() if self.read_parts is None else self.read_parts():
+            self._require_finite(part)
+            yield part
+
+    def _parts(self) -> Iterator[State]:
         state = self.read()
         yield {name: tensor for name, tensor in state.items() if not name.startswith("blocks.")}
         for index in range(self.model.num_layers):
@@ -93,14 +98,17 @@ class Source:
             ValueError: a weight is not finite, or they do not fit the shape.
         """
         state = self.read()
+        self._require_finite(state)
+        model = _model_of(state, self).eval()
+        return Checkpoint(model, self.quant, self.tokenizer_sha256, self.provenance)
+
+    def _require_finite(self, state: State) -> None:
         for name, tensor in state.items():
             if not tensor.isfinite().all():
                 raise ValueError(
                     f"{self.path} holds a weight that is not finite, in our {name}; its training "
                     "diverged or the file is damaged: get another copy"
                 )
-        model = _model_of(state, self).eval()
-        return Checkpoint(model, self.quant, self.tokenizer_sha256, self.provenance)
 
     def load_with_origin(self) -> Checkpoint:
         """Read the weights; where they come from becomes part of the provenance.

@@ -39,6 +39,8 @@ class _NothingToDraw(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if function in _DRAWS and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        # The functions of nn.init come as a whole, with their tensor by name or by place.
+        kwargs = kwargs or {}
+        if function in _DRAWS or getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
