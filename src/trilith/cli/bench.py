@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--threads={min(threads)} must be at least 1")
     engine = load_engine(options)
     rows = _measure(engine, options, threads)
-    hardware = {
+    hardware: dict[str, Any] = {
         "device": device_name(),
         "kernels": "native, one call a token" if engine.decoder else "torch",
         "instruction_sets": list(available_isas()),

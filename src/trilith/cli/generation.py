@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trilith.model import CacheConfig
-    from trilith.runtime import Engine, SamplingConfig
+    from trilith.runtime import Engine, Layers, SamplingConfig
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def load_engine(options: argparse.Namespace, *, device: str = "cpu") -> "Engine"
     """
     from trilith.runtime import Engine
 
-    layers = "streamed" if options.stream_layers else "held"
+    layers: Layers = "streamed" if options.stream_layers else "held"
     cache = _cache_config(options)
     return Engine.load(options.file, cache=cache, layers=layers, device=device)
 

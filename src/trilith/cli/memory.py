@@ -8,11 +8,12 @@ from trilith.cli.plan import Plan, Target, read_plan
 from trilith.cli.table import format_table, size_rows
 
 if TYPE_CHECKING:
+    from trilith.model import CacheBits
     from trilith.runtime import InferenceSetup
     from trilith.training.memory import TrainingSetup
 
 # Bits of a number in the cache, all of which are planned up to those that are asked for.
-_CACHE_BITS = (32, 16, 8, 4)
+_CACHE_BITS: "tuple[CacheBits, ...]" = (32, 16, 8, 4)
 
 
 def add_parser(commands: Any) -> None:

@@ -7,6 +7,7 @@ from trilith.kernels import chosen_isa
 from trilith.model import CacheConfig
 from trilith.packed import PackConfig, PackedFile, open_unchecked
 from trilith.quant import QuantConfig
+from trilith.quant.scale import Granularity
 from trilith.runtime.memory import InferenceSetup, Layers, plan_inference
 
 
@@ -43,7 +44,9 @@ def setup_of(file: PackedFile, *, cache: CacheConfig, layers: Layers) -> Inferen
         num_out, num_in = first.shape
         scale_rows, num_groups = file.manifest.tensors[first.scale].shape
         group_size = num_in // num_groups if num_groups > 1 else None
-        granularity = "group" if group_size else "row" if scale_rows == num_out else "tensor"
+        granularity: Granularity = (
+            "group" if group_size else "row" if scale_rows == num_out else "tensor"
+        )
         bits = file.manifest.activation_bits
         quant = QuantConfig(first.grid, "least_squares", granularity, group_size, bits)
         pack = PackConfig(first.codec, "int8")
