@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trilith.cli import main
+from trilith.model import CacheConfig
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig
 from trilith.tokens import Tokenizer
 
@@ -25,9 +26,14 @@ def _chat(
     return captured.out, captured.err
 
 
-def _answers(path: Path, *prompts: str, most: int) -> list[str]:
+def _answers(
+    path: Path,
+    *prompts: str,
+    most: int,
+    cache: CacheConfig = CacheConfig(),  # noqa: B008
+) -> list[str]:
     """Greedy answers to prompts in one conversation, laid out by hand."""
-    engine = Engine.load(path)
+    engine = Engine.load(path, cache=cache)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     ids, answers = [1], []
     for prompt in prompts:
@@ -45,6 +51,15 @@ def test_a_conversation_is_kept(capsys: Capture, monkeypatch: Patch, packed_file
     assert "64 tokens of context" in err
 
 
+def test_a_window_is_that_of_the_engine(
+    capsys: Capture, monkeypatch: Patch, packed_file: Path
+) -> None:
+    options = ["--max-new-tokens", "4", "--window", "12", "--sinks", "2", "--cache-bits", "8"]
+    out, _ = _chat(capsys, monkeypatch, packed_file, ["some words", "more"], *options)
+    texts = _answers(packed_file, "some words", "more", most=4, cache=CacheConfig(8, 12, 2))
+    assert out == "".join(f"{text}\n" for text in texts)
+
+
 def test_a_reset_forgets_it(capsys: Capture, monkeypatch: Patch, packed_file: Path) -> None:
     lines = ["a", "/reset", "b"]
     out, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "4")
@@ -60,11 +75,12 @@ def test_an_unknown_command_is_not_said(
     assert out == "" and "/rest is no command" in err
 
 
+@pytest.mark.parametrize("window", [[], ["--window", "24"]])
 def test_a_full_context_says_what_it_forgets(
-    capsys: Capture, monkeypatch: Patch, packed_file: Path
+    capsys: Capture, monkeypatch: Patch, packed_file: Path, window: list[str]
 ) -> None:
     lines = ["first words", "second words", "third words", "fourth words"]
-    _, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "10")
+    _, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "10", *window)
     notes = [line for line in err.splitlines() if "forgot" in line and "full" in line]
     assert notes and "64 tokens is full: forgot the oldest 2 of 3 exchanges" in notes[0]
     assert 'from "first words" on' in notes[0]

@@ -21,6 +21,8 @@ PATIENCE_S = 120
 def test_it_serves_until_it_is_told_to_stop(packed_file: Path, end: signal.Signals) -> None:
     pytest.importorskip("uvicorn", reason="needs the extra serve")
     command = [*PROGRAM, "serve", str(packed_file), "--port", "0", "--context", "20"]
+    # A window ends nothing earlier, and lets no answer leave the context.
+    command += ["--window", "12", "--cache-bits", "8"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment(), **pipes) as process:
         line = process.stdout.readline().decode()
@@ -53,6 +55,9 @@ def test_without_the_extra_it_says_what_to_install(
     ("options", "text"),
     [
         (["--context", "65"], "--context=65 must be in 1..64"),
+        (["--window", "65"], "window=65 is wider than the context of 64"),
+        (["--sinks", "2"], "--sinks=2 has no effect without --window"),
+        (["--cache-bits", "5"], "cache_bits=5 is not known; choose 32, 16, 8 or 4"),
         (["--running", "0"], "0 requests at once"),
         (["--waiting", "-1"], "--waiting=-1"),
         (["--max-body-bytes", "0"], "body_bytes=0"),

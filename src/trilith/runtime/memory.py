@@ -223,7 +223,7 @@ def _prefill_bytes(setup: InferenceSetup) -> int:
     rotations = 2 * config.head_width * num_tokens
     logits = setup.batch_size * config.vocab_size
     values = setup.batch_size * (num_tokens * per_token + past) + rotations + logits
-    return int(_FLOAT32 * values)
+    return int(_FLOAT32 * (values + _factor_values(setup)))
 
 
 def _past_values(setup: InferenceSetup) -> int:
@@ -245,6 +245,15 @@ def _mlp_values(setup: InferenceSetup) -> float:
     return held + (config.mlp_width if config.sub_norm else 0)
 
 
+def _factor_values(setup: InferenceSetup) -> int:
+    """Scales of `down` over the grid's denominator: the torch path divides them at each product."""
+    config, quant = setup.model, setup.quant
+    if setup.kernel != "torch" or quant is None or quant.activation_bits is None:
+        return 0
+    num_groups = config.mlp_width // quant.group_size if quant.group_size else 1
+    return num_groups * (1 if quant.granularity == "tensor" else config.width)
+
+
 def _decode_bytes(setup: InferenceSetup) -> int:
     """Logits; on the torch path one token's activations, and what is read of the cache."""
     config = setup.model
@@ -256,6 +265,7 @@ def _decode_bytes(setup: InferenceSetup) -> int:
     attention = (7 if config.num_heads > config.num_kv_heads else 5) * config.width + 3 * keys
     per_token = max(attention, 3 * config.width + _mlp_values(setup))
     values = setup.batch_size * (per_token + _past_values(setup)) + 2 * config.head_width
+    values += _factor_values(setup)
     return max(logits + _restored_bytes(setup), int(_FLOAT32 * values))
 
 
