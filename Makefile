@@ -15,9 +15,10 @@ repro: $(READY)
 	@dvc repro
 	@python pipelines/findings.py
 
-# Passive waiting: threads that spin make each other slow where the machine is shared.
+# Passive waiting: threads that spin make each other slow where the machine is shared. The tests of a
+# file stay together: they share what is slow to make.
 test: $(READY)
-	@OMP_WAIT_POLICY=PASSIVE python -m pytest
+	@OMP_WAIT_POLICY=PASSIVE python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	@ruff check .
