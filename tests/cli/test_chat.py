@@ -75,15 +75,22 @@ def test_an_unknown_command_is_not_said(
     assert out == "" and "/rest is no command" in err
 
 
-@pytest.mark.parametrize("window", [[], ["--window", "24"]])
 def test_a_full_context_says_what_it_forgets(
-    capsys: Capture, monkeypatch: Patch, packed_file: Path, window: list[str]
+    capsys: Capture, monkeypatch: Patch, packed_file: Path
 ) -> None:
     lines = ["first words", "second words", "third words", "fourth words"]
-    _, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "10", *window)
+    _, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "10")
     notes = [line for line in err.splitlines() if "forgot" in line and "full" in line]
     assert notes and "64 tokens is full: forgot the oldest 2 of 3 exchanges" in notes[0]
     assert 'from "first words" on' in notes[0]
+
+
+def test_a_window_lets_no_conversation_leave_the_context(
+    capsys: Capture, monkeypatch: Patch, packed_file: Path
+) -> None:
+    options = ["--max-new-tokens", "10", "--window", "24"]
+    _, err = _chat(capsys, monkeypatch, packed_file, ["x" * 25] * 4, *options)
+    assert "the context of 64 tokens is full: forgot the oldest" in err
 
 
 def test_a_message_too_long_by_itself_is_said_and_the_chat_goes_on(
