@@ -1,13 +1,14 @@
 """Static steps against the ordinary engine; graphs against static steps where there is a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.toy_packed import pack_toy
 from torch import Tensor
 
-from trilith.model import StaticCache
+from trilith.model import CacheConfig, StaticCache
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig
 from trilith.runtime.static_decoder import StaticDecoder
 
@@ -47,6 +48,24 @@ def _ordinary_logits(engine: Engine, tokens_BT: Tensor) -> Tensor:
     for tokens_B in tokens_BT[:, NUM_PROMPT:].unbind(dim=1):
         logits.append(engine.decode_one_token(tokens_B, cache=cache))
     return torch.stack(logits)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cache": CacheConfig(8)}, "cache_bits=8 and window=None do not run on cuda"),
+        ({"cache": CacheConfig(32, 40)}, "cache_bits=32 and window=40 do not run on cuda"),
+        ({"layers": "streamed"}, "layers are streamed on the CPU, not on cuda"),
+    ],
+    ids=["bits", "window", "layers"],
+)
+def test_what_a_gpu_does_not_run_is_said_before_reading(
+    path: Path, given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trilith.runtime.engine.usable_device", torch.device)
+    monkeypatch.setattr("trilith.runtime.engine.read_packed", None)
+    with pytest.raises(ValueError, match=message):
+        Engine.load(path, device="cuda", **given)
 
 
 @pytest.mark.parametrize("spare", [0, 9])

@@ -56,18 +56,10 @@ class Engine:
         self.file = file
         self.cache_config = cache
         self.device = model.norm.weight.device
-        self._check_device()
+        _check_device(self.device, cache=cache)
         is_native = self.stream is None and decodes_natively(model)
         self.decoder = NativeDecoder(model, file=file) if is_native else None
         self.static = StaticDecoder(model) if self.device.type == "cuda" else None
-
-    def _check_device(self) -> None:
-        cache = self.cache_config
-        if self.device.type == "cuda" and (cache.bits, cache.window) != (32, None):
-            raise ValueError(
-                f"cache_bits={cache.bits} and window={cache.window} do not run on {self.device}: "
-                "caches on a GPU are float32 and keep all tokens; leave both out, or use the CPU"
-            )
 
     @classmethod
     def load(
@@ -92,8 +84,7 @@ class Engine:
                 no such device, or it does not run this.
         """
         chosen = usable_device(device)
-        if layers == "streamed" and chosen.type != "cpu":
-            raise ValueError(f"layers are streamed on the CPU alone, not on {chosen}; hold them")
+        _check_device(chosen, cache=cache, layers=layers)
         if chosen.type == "cpu":
             require_memory(path, cache=cache, layers=layers)
         file = read_packed(path)
@@ -211,3 +202,15 @@ class Engine:
                 f"{self.config.name} knows 0..{self.config.vocab_size - 1}; encode it with the "
                 "model's own tokenizer"
             )
+
+
+def _check_device(device: torch.device, *, cache: CacheConfig, layers: Layers = "held") -> None:
+    if device.type == "cpu":
+        return
+    if (cache.bits, cache.window) != (32, None):
+        raise ValueError(
+            f"cache_bits={cache.bits} and window={cache.window} do not run on {device}: caches on "
+            "a GPU are float32 and keep all tokens; leave both out, or use the CPU"
+        )
+    if layers == "streamed":
+        raise ValueError(f"layers are streamed on the CPU, not on {device}; leave one of both out")

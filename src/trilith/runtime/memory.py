@@ -242,7 +242,8 @@ def _mlp_values(setup: InferenceSetup) -> float:
         # The input as whole numbers, as int8 and as float32 again; one product, or three by groups.
         outputs = 3 if quant.granularity == "group" else 1
         return held + 2.25 * config.mlp_width + outputs * config.width
-    return held + (config.mlp_width if config.sub_norm else 0)
+    # Beside them its norm, or what was not yet squared.
+    return held + (config.mlp_width if config.sub_norm or not config.is_gated else 0)
 
 
 def _factor_values(setup: InferenceSetup) -> int:
