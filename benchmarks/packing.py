@@ -40,7 +40,7 @@ print(time.perf_counter() - start)
 cache = engine.new_cache(batch_size=1, capacity=128)
 engine.prefill(torch.arange(1, 65)[None], cache=cache)
 engine.decode_one_token(torch.tensor([1]), cache=cache)
-print(cache.keys.nbytes + cache.values.nbytes)
+print(cache.nbytes)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 
