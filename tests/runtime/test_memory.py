@@ -36,7 +36,7 @@ KINDS: list[Kind] = [
     (TOY, TERNARY, PackConfig("smallest", "int3", "int4", 32)),
     (TOY, WEIGHTS_ALONE, SMALLEST),
     # So few words that decoding is not all head.
-    (replace(TOY, name="few words", vocab_size=64, mlp_width=1600), PRIME, SMALLEST),
+    (replace(TOY, name="few words", vocab_size=64, mlp_width=640), PRIME, SMALLEST),
     (replace(TOY, name="biased", qkv_bias=True), TERNARY, SMALLEST),
 ]
 
