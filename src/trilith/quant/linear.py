@@ -21,6 +21,7 @@ from trilith.quant.quantize import (
     fit_scale,
     learn_scale,
     quantize,
+    scale_shape,
     straight_through,
 )
 
@@ -53,15 +54,20 @@ class BitLinear(nn.Linear):
         self.register_buffer("scale", None)
         self.register_parameter("log_scale", None)
         if config.scale_rule == "least_squares":
-            self.register_buffer("scale", torch.empty_like(fit_scale(self.weight, config)))
+            self.register_buffer("scale", torch.empty(scale_shape(self.weight, config)))
         if config.scale_rule == "learned":
-            self.log_scale = nn.Parameter(torch.empty_like(fit_scale(self.weight, config)))
+            self.log_scale = nn.Parameter(torch.empty(scale_shape(self.weight, config)))
         self.refit()
 
     @torch.no_grad()
     def refit(self) -> None:
-        """Fit a kept or learned scale to the weight from scratch; nothing to do for the others."""
+        """Fit a kept or learned scale to the weight from scratch; nothing to do for the others.
+
+        On the meta device nothing is fitted: there is no weight.
+        """
         self._held = None
+        if self.weight.is_meta:
+            return
         if self.scale is not None:
             self.scale.copy_(fit_scale(self.weight, self.config))
         if self.log_scale is not None:

@@ -76,7 +76,12 @@ def fit_weighted_scale(latent: Tensor, importance: Tensor, config: QuantConfig) 
 
 def num_scales(latent: Tensor, config: QuantConfig) -> int:
     """Number of scales that a weight [O, I] has by the config; a meta tensor will do."""
-    return grouped(latent, config.granularity, config.group_size).shape[:2].numel()
+    return scale_shape(latent, config).numel()
+
+
+def scale_shape(latent: Tensor, config: QuantConfig) -> torch.Size:
+    """Shape of the scales of a weight [O, I] by the config, [O or 1, G]; a meta tensor will do."""
+    return grouped(latent, config.granularity, config.group_size).shape[:2]
 
 
 def quantize(latent: Tensor, scale: Tensor, grid: Grid) -> Tensor:
