@@ -1,5 +1,6 @@
 """Thousands of ways to damage a packed file: each is refused, or changes nothing at all."""
 
+import copy
 import hashlib
 import json
 import random
@@ -132,9 +133,9 @@ def _edit(draw: random.Random, tree: dict[str, Any]) -> None:
     if kind == 0:
         del node[key]
     elif kind == 1 and isinstance(node, dict):
-        node["surprise"] = draw.choice(ODD_VALUES)
+        node["surprise"] = copy.deepcopy(draw.choice(ODD_VALUES))
     else:
-        node[key] = draw.choice(ODD_VALUES)
+        node[key] = copy.deepcopy(draw.choice(ODD_VALUES))
 
 
 @pytest.fixture(params=["int8", "int3"])
