@@ -27,4 +27,5 @@ def load_teacher(stage: Stage) -> Teacher:
     source = open_source(Path(config.teacher))
     origin = f"evolve.teacher={config.teacher}"
     require_shape(source.model, model, origin=origin)
-    return Teacher(source.load_with_origin(), source.weights_sha256, origin)
+    checkpoint = source.load() if source.is_own else source.load_with_origin()
+    return Teacher(checkpoint, source.weights_sha256, origin)
