@@ -23,6 +23,7 @@ TRAINING_ROWS: tuple[tuple[str, str, float], ...] = (
     ("validation/loss_nats", "validation loss (nats per token)", 1),
     ("train/num_tokens", "tokens seen (count)", 1),
     ("train/num_steps", "optimizer steps (count)", 1),
+    ("train/last_step", "last step (count)", 1),
     ("train/result_step", "step of the resulting weights (count)", 1),
     ("train/result_tokens", "tokens they have seen (count)", 1),
     ("model/num_parameters", "parameters (count)", 1),
