@@ -49,7 +49,7 @@ ARMS = {
     "uniform": _arm("uniform_descent", NO_CONTROL, uniform7=PHASE_STEPS, ternary=PHASE_STEPS),
     "paced": (*DESCENT, NO_CONTROL, "evolve.kl_budget=0.02", "evolve.move_share=0.5"),
     "text first": (*DESCENT, NO_CONTROL, "evolve.text_share=0.5"),
-    "plain fit": (*DESCENT, NO_CONTROL, "evolve.fit=plain"),
+    "gptq fit": (*DESCENT, NO_CONTROL, "evolve.fit=gptq"),
     "whole teacher": (*DESCENT, NO_CONTROL, "evolve.top_k=null"),
     "no teacher": (*DESCENT, NO_CONTROL, "evolve.kl_weight=0", "evolve.top_k=null"),
     "noise 0.1": (*DESCENT, NO_CONTROL, "evolve.recipe.latent_noise=0.1"),
@@ -58,7 +58,9 @@ ARMS = {
     "fit of 7 levels, plain": _arm(
         "prime_descent", SEVEN_ALONE, NO_CONTROL, "evolve.fit=plain", prime7=0
     ),
-    "fit of 7 levels, gptq": _arm("prime_descent", SEVEN_ALONE, NO_CONTROL, prime7=0),
+    "fit of 7 levels, gptq": _arm(
+        "prime_descent", SEVEN_ALONE, NO_CONTROL, "evolve.fit=gptq", prime7=0
+    ),
     "fit of ternary, plain": _arm("no_training", NO_CONTROL, "evolve.fit=plain"),
     "fit of ternary, gptq": _arm("no_training", NO_CONTROL),
 }
