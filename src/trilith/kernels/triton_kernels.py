@@ -168,32 +168,51 @@ def gemm_kernel(
             is_byte = at < group_bytes
             here = row_codes + group * group_bytes + at[None, :]
             codes = tl.load(here, mask=is_row[:, None] & is_byte[None, :], other=0)
-            for place in tl.static_range(PER_BYTE):
-                there = token_values + (group * PER_BYTE + place) * group_bytes + at[:, None]
-                x = tl.load(there, mask=is_byte[:, None] & is_token[None, :], other=0)
-                if PER_BYTE == 5:
-                    digits, codes = _next_digit3(codes)
-                elif PER_BYTE == 2:
-                    digits, codes = _next_level(codes, table_low, table_high)
-                else:
-                    digits, codes = _next_bits2(codes)
-                acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
+            x_at = group * PER_BYTE * group_bytes + at[:, None]
+            is_x = is_byte[:, None] & is_token[None, :]
+            acc = _add_places(
+                codes, token_values + x_at, is_x, acc, group_bytes, table_low, table_high, PER_BYTE
+            )
         if SPLITS == 1:
-            x_sums = tl.load(sums_ptr + tokens * NUM_GROUPS + group, mask=is_token, other=0)
-            factor = tl.load(factor_ptr + rows * factor_stride + group, mask=is_row, other=0.0)
-            total += (acc - OFFSET * x_sums[None, :]).to(tl.float32) * factor[:, None]
+            group_sums = sums_ptr + tokens * NUM_GROUPS + group
+            group_factor = factor_ptr + rows * factor_stride + group
+            total += _scaled(acc, group_sums, group_factor, is_row, is_token, OFFSET)
     is_out = is_row[:, None] & is_token[None, :]
     out_at = tokens.to(tl.int64)[None, :] * num_out + rows[:, None]
     is_last = True
     if SPLITS > 1:
         arrived_ptr += tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         acc, is_last = _share(acc, partial_ptr + out_at, is_out, arrived_ptr, SPLITS)
-        x_sums = tl.load(sums_ptr + tokens, mask=is_token, other=0)
-        factor = tl.load(factor_ptr + rows * factor_stride, mask=is_row, other=0.0)
-        total = (acc - OFFSET * x_sums[None, :]).to(tl.float32) * factor[:, None]
+        row_factor = factor_ptr + rows * factor_stride
+        total = _scaled(acc, sums_ptr + tokens, row_factor, is_row, is_token, OFFSET)
     token_scale = tl.load(token_scale_ptr + tokens, mask=is_token, other=0.0)
     y = (total * token_scale[None, :]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, y, mask=is_out & is_last)
+
+
+@triton.jit
+def _add_places(
+    codes, x_ptrs, is_x, acc, group_bytes, table_low, table_high, PER_BYTE: tl.constexpr
+):
+    """Add the products of a block of bytes, code by code; `x_ptrs` are of their first codes."""
+    for place in tl.static_range(PER_BYTE):
+        x = tl.load(x_ptrs + place * group_bytes, mask=is_x, other=0)
+        if PER_BYTE == 5:
+            digits, codes = _next_digit3(codes)
+        elif PER_BYTE == 2:
+            digits, codes = _next_level(codes, table_low, table_high)
+        else:
+            digits, codes = _next_bits2(codes)
+        acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
+    return acc
+
+
+@triton.jit
+def _scaled(acc, sums_ptrs, factor_ptrs, is_row, is_token, OFFSET: tl.constexpr):
+    """Take the offset of the codes from sums of products; scale them by row."""
+    x_sums = tl.load(sums_ptrs, mask=is_token, other=0)
+    factor = tl.load(factor_ptrs, mask=is_row, other=0.0)
+    return (acc - OFFSET * x_sums[None, :]).to(tl.float32) * factor[:, None]
 
 
 @triton.jit
