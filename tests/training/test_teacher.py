@@ -1,5 +1,6 @@
 """The teacher's predictions on disk: those of the teacher, for the right windows, or refused."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,30 @@ def test_windows_that_were_not_kept_are_not_made_up(toy: ModelConfig, tmp_path: 
     cache = TeacherCache.load(tmp_path / "t", windows(), origin=ORIGIN)
     assert cache.predictions(0) is not None
     assert cache.predictions(1) is None
+
+
+@pytest.mark.parametrize(("num_windows", "top_k"), [(0, 5), (0, 0)])
+def test_nothing_to_keep_is_an_empty_list(
+    toy: ModelConfig, tmp_path: Path, num_windows: int, top_k: int
+) -> None:
+    teacher, origin = toy_model(toy, None).eval(), replace(ORIGIN, top_k=top_k)
+    out_dir = tmp_path / "t"
+    metrics = teach(teacher, windows(), num_windows=num_windows, origin=origin, out_dir=out_dir)
+    assert metrics["teacher/num_windows"] == 0
+    assert "teacher/kept_probability" not in metrics
+    assert TeacherCache.load(out_dir, windows(), origin=origin).predictions(0) is None
+
+
+def test_a_full_disk_is_seen_before_the_first_window(
+    toy: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 windows of 16 tokens with 5 predictions of 2 + 2 bytes.
+    usage = shutil.disk_usage(tmp_path)._replace(free=1279)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    teacher = toy_model(toy, None).eval()
+    with pytest.raises(ValueError, match="need 1,280 bytes and 1,279 are free"):
+        teach(teacher, windows(), num_windows=4, origin=ORIGIN, out_dir=tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize(

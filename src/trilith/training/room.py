@@ -37,7 +37,7 @@ def require_room(needs: Sequence[Need]) -> None:
         if needed > free:
             folders = " and ".join(str(need.folder) for need in together)
             raise ValueError(
-                f"checkpoints in {folders} need {needed:,} bytes and {free:,} are free there; free "
+                f"files in {folders} need {needed:,} bytes and {free:,} are free there; free "
                 "some space, or put the folder on a larger disk and a link in its place"
             )
 

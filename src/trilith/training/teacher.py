@@ -6,6 +6,7 @@ again. Axes: N windows, T tokens, K likeliest tokens.
 """
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from trilith.evolution import TopPredictions, top_predictions
 from trilith.files import read_json, replacing, require, write_json
 from trilith.model import Transformer
 from trilith.training.batches import TokenWindows
+from trilith.training.room import Need, require_room
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class TaughtBy:
         tokens: SHA-256 of the manifest of the token shards.
         context: tokens of a window.
         seed: draws the order of the windows.
-        top_k: predictions kept of each token.
+        top_k: predictions kept of each token; 0 where none are kept.
     """
 
     teacher: dict[str, str]
@@ -61,17 +63,23 @@ def teach(
     Args:
         teacher: on any device.
         windows: in the order in which the evolution draws them.
-        num_windows: how many of them it draws.
+        num_windows: how many of them it draws; of none there is no `teacher/kept_probability`.
         origin: what the predictions depend on.
         out_dir: replaced as a whole.
+
+    Raises:
+        ValueError: the disk has no room for them.
     """
     num_windows = min(num_windows, windows.num_windows)
     shape = (num_windows, windows.context, origin.top_k)
+    id_dtype = np.dtype(_id_dtype(teacher.config.vocab_size))
+    num_bytes = math.prod(shape) * (id_dtype.itemsize + np.dtype(np.float16).itemsize)
+    require_room([Need(out_dir, num_bytes)])
     device = next(teacher.parameters()).device
     mass = 0.0
     with replacing(out_dir) as partial:
         partial.mkdir()
-        ids = _create(partial / "ids.npy", _id_dtype(teacher.config.vocab_size), shape)
+        ids = _create(partial / "ids.npy", id_dtype, shape)
         log_probs = _create(partial / "log_probs.npy", np.float16, shape)
         starts = range(0, num_windows, _BATCH_SIZE)
         for start in tqdm(starts, desc="teach", unit="batch", disable=None):
@@ -86,13 +94,14 @@ def teach(
         log_probs.flush()
         content = {"num_windows": num_windows, "origin": asdict(origin)}
         write_json(partial / _MANIFEST, content)
-    num_bytes = sum(path.stat().st_size for path in Path(out_dir).iterdir())
-    return {
+    metrics: dict[str, Any] = {
         "teacher/num_windows": num_windows,
         "teacher/top_k": origin.top_k,
-        "teacher/kept_probability": mass / num_windows,
-        "teacher/file_bytes": num_bytes,
+        "teacher/file_bytes": sum(path.stat().st_size for path in Path(out_dir).iterdir()),
     }
+    if num_windows:
+        metrics["teacher/kept_probability"] = mass / num_windows
+    return metrics
 
 
 class TeacherCache:

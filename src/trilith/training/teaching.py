@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from trilith.files import require, sha256
 from trilith.model import Checkpoint
 from trilith.tokens import open_split
@@ -42,13 +44,14 @@ def keep_predictions(teacher: Teacher, schooling: Schooling, out_dir: Path) -> d
     Where the configuration keeps none, `out_dir` holds an empty list of them.
 
     Raises:
-        ValueError: as `check_teacher`.
+        ValueError: as `check_teacher`, or the disk has no room for them.
     """
     check_teacher(teacher, schooling)
     config, train = schooling.config, schooling.train
     num_batches = config.num_steps * train.accumulate * schooling.num_ranks
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return teach(
-        teacher.checkpoint.model.eval(),
+        teacher.checkpoint.model.eval().to(device),
         schooling.windows(),
         num_windows=num_batches * train.micro_batch_size if config.top_k else 0,
         origin=_origin(teacher, schooling),
@@ -109,5 +112,5 @@ def _origin(teacher: Teacher, schooling: Schooling) -> TaughtBy:
         tokens=sha256(manifest),
         context=schooling.train.context,
         seed=schooling.seed,
-        top_k=schooling.config.top_k or 1,
+        top_k=schooling.config.top_k or 0,
     )
