@@ -16,6 +16,7 @@ from trilith.model import ModelConfig, Transformer
 from trilith.quant import QuantConfig
 from trilith.training.batches import Batch
 from trilith.training.fit import Plan, RunPlace, TrainConfig, fit
+from trilith.training.held_out import HeldOutStop
 from trilith.training.module import Loss, next_token_objective
 
 CALM = replace(TRAIN, stability=replace(STABILITY, spike_sigmas=1e9))
@@ -160,6 +161,26 @@ def test_the_best_survives_a_stop_and_may_be_the_validation_after_the_last_step(
     remove(place.resume_dir)
     better = plan._replace(num_steps=13)
     assert fit(toy_model(toy), plan=better, config=BEST, place=place)["train/result_step"] == 13
+
+
+def test_a_run_killed_after_its_early_stop_does_not_train_on(
+    toy: ModelConfig, plan: Plan, place: RunPlace
+) -> None:
+    def stopping() -> Plan:
+        return plan._replace(
+            stop=HeldOutStop(1, lambda _: None), objective=worse_after(5), num_steps=40
+        )
+
+    config = replace(CALM, validate_every=5)
+    stopped, resumed = toy_model(toy), toy_model(toy)
+    first = fit(stopped, plan=stopping(), config=config, place=place)
+    assert first["train/last_step"] == 10
+    # Whoever called was killed before the model was safe: the resume state is still there.
+    second = fit(resumed, plan=stopping(), config=config, place=place)
+    for key in ("train/last_step", "train/result_step", "validation/loss_nats"):
+        assert second[key] == first[key], key
+    for name, tensor in stopped.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 @each_damage

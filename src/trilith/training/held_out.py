@@ -19,6 +19,8 @@ class HeldOutStop(lightning.Callback):
     That loss is the mean of those of text and of answers, in nats, where there are held-out
     answers, else that of text. While layers still move to their grid nothing counts.
 
+    A run that goes on from the state of where it was stopped stays there.
+
     Args:
         patience: number of validations; None never stops.
         answer_loss: measures the loss on held-out answers; None for none.
@@ -60,9 +62,18 @@ class HeldOutStop(lightning.Callback):
                 self.stopped_step,
             )
 
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.stopped_step is not None:
+            trainer.should_stop = True
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_nats": self.best_nats, "num_waited": self.num_waited}
+        return {
+            "best_nats": self.best_nats,
+            "num_waited": self.num_waited,
+            "stopped_step": self.stopped_step,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_nats = state_dict["best_nats"]
         self.num_waited = state_dict["num_waited"]
+        self.stopped_step = state_dict["stopped_step"]
