@@ -85,17 +85,18 @@ def run_phase(job: Job, before: Checkpoint, setting: Setting, folder: Path) -> N
         name=job.name, resume_dir=place.resume_dir / job.name, metrics_dir=curves_dir
     )
     start = _start(job, before, setting)
-    model, metrics = start.model, start.metrics
+    model = start.model
     before_training = answer_losses(model, seen=setting.answers, held_out=setting.held_out)
     plan = _plan(job, start.pace, setting)
     if job.num_steps:
-        metrics |= fit(model, plan=plan, config=setting.train, place=own_place)
+        found = fit(model, plan=plan, config=setting.train, place=own_place)
     else:
-        metrics |= _score(model, plan.validation, num_batches=setting.train.validation_batches)
+        found = _score(model, plan.validation, num_batches=setting.train.validation_batches)
     losses = answer_losses(model, seen=setting.answers, held_out=setting.held_out)
     warn_of_overfitting(job.name, before_training, losses, alert=place.wandb_run.alert)
-    metrics |= losses.metrics() | _level_shares(model)
-    place.wandb_run.log({f"{job.name}/{key}": value for key, value in metrics.items()})
+    found |= losses.metrics() | _level_shares(model)
+    place.wandb_run.log({f"{job.name}/{key}": value for key, value in found.items()})
+    metrics = start.metrics | found
     if is_first_process():
         write_json(curves_dir / "metrics.json", metrics)
         provenance = _provenance(job, before.provenance, metrics, setting)
@@ -177,7 +178,7 @@ def _pace(job: Job, before: Checkpoint, model: Transformer, setting: Setting) ->
 
 
 @torch.no_grad()
-def _score(model: Transformer, validation: BatchSource, *, num_batches: int) -> dict[str, float]:
+def _score(model: Transformer, validation: BatchSource, *, num_batches: int) -> dict[str, Any]:
     """What `fit` would say of a model that is not trained."""
     model.eval()
     batches = [validation.batch(position) for position in range(num_batches)]
