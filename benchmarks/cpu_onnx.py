@@ -1,6 +1,7 @@
 """onnxruntime (1.28 or newer) as an anchor: a shape's projections in 2 bits, in one graph."""
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -45,58 +46,76 @@ class OnnxRuntime:
         return time.perf_counter() - start
 
 
-def _onnx_graph(config: ModelConfig) -> bytes:
-    """x [tokens, width] through the products of all layers; each reads the one before."""
-    from onnx import TensorProto, helper, numpy_helper
+class _Graph:
+    """Nodes and constants of a graph that is being written."""
 
-    rng = np.random.default_rng(0)
-    nodes, constants = [], []
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
 
-    def product(name: str, source: str, shape: tuple[int, int], bits: int) -> str:
+    def product(self, name: str, source: str, shape: tuple[int, int], bits: int) -> str:
+        """Add a product with random codes [out, in]; return its name."""
+        from onnx import helper
+
         num_out, num_in = shape
         blocks = -(-num_in // _BLOCK_SIZE)
-        packed = rng.integers(0, 256, (num_out, blocks, _BLOCK_SIZE * bits // 8), dtype=np.uint8)
+        packed_shape = (num_out, blocks, _BLOCK_SIZE * bits // 8)
+        packed = self._rng.integers(0, 256, packed_shape, dtype=np.uint8)
         scale = np.full(num_out * blocks, 0.01, dtype=np.float32)
-        constants.append(numpy_helper.from_array(packed, f"{name}.codes"))
-        constants.append(numpy_helper.from_array(scale, f"{name}.scale"))
-        inputs = [source, f"{name}.codes", f"{name}.scale"]
-        nodes.append(
+        inputs = [
+            source,
+            self._constant(f"{name}.codes", packed),
+            self._constant(f"{name}.scale", scale),
+        ]
+        size = {"K": num_in, "N": num_out, "bits": bits, "block_size": _BLOCK_SIZE}
+        self.nodes.append(
             helper.make_node(
                 *("MatMulNBits", inputs, [name]),
                 domain="com.microsoft",
-                **{"K": num_in, "N": num_out, "bits": bits, "block_size": _BLOCK_SIZE},
+                **size,
                 accuracy_level=4,
             )
         )
         return name
 
-    def first(name: str, source: str, count: int) -> str:
-        bounds = [f"{name}.{key}" for key in ("begin", "end", "axis")]
-        for key, value in zip(bounds, (0, count, 1), strict=True):
-            constants.append(numpy_helper.from_array(np.array([value]), key))
-        nodes.append(helper.make_node("Slice", [source, *bounds], [name]))
+    def part(self, name: str, source: str, *, begin: int, end: int, axis: int) -> str:
+        """Add a slice; return its name."""
+        from onnx import helper
+
+        bounds = {"begin": begin, "end": end, "axis": axis}
+        names = [self._constant(f"{name}.{key}", np.array([x])) for key, x in bounds.items()]
+        self.nodes.append(helper.make_node("Slice", [source, *names], [name]))
         return name
 
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+
+def _onnx_graph(config: ModelConfig) -> bytes:
+    """x [tokens, width] through the products of all layers; each reads the one before."""
+    from onnx import TensorProto, helper
+
+    graph, x = _Graph(), "x"
     width, kv_width = config.width, config.num_kv_heads * config.head_width
-    x = "x"
     for layer in range(config.num_layers):
-        qkv = product(f"qkv{layer}", x, (width + 2 * kv_width, width), 2)
-        x = product(f"out{layer}", first(f"q{layer}", qkv, width), (width, width), 2)
-        up = product(f"up{layer}", x, (2 * config.mlp_width, width), 2)
-        x = product(
-            f"down{layer}", first(f"g{layer}", up, config.mlp_width), (width, config.mlp_width), 2
-        )
-    bounds = {"begin": [-1], "end": [2**31 - 1], "axis": [0]}
-    for key, value in bounds.items():
-        constants.append(numpy_helper.from_array(np.array(value), f"last.{key}"))
-    nodes.append(helper.make_node("Slice", [x, *(f"last.{key}" for key in bounds)], ["last"]))
-    product("logits", "last", (config.vocab_size, width), _HEAD_BITS)
-    graph = helper.make_graph(
-        nodes,
+        qkv = graph.product(f"qkv{layer}", x, (width + 2 * kv_width, width), 2)
+        q = graph.part(f"q{layer}", qkv, begin=0, end=width, axis=1)
+        x = graph.product(f"out{layer}", q, (width, width), 2)
+        up = graph.product(f"up{layer}", x, (2 * config.mlp_width, width), 2)
+        half = graph.part(f"g{layer}", up, begin=0, end=config.mlp_width, axis=1)
+        x = graph.product(f"down{layer}", half, (width, config.mlp_width), 2)
+    last = graph.part("last", x, begin=-1, end=2**31 - 1, axis=0)
+    graph.product("logits", last, (config.vocab_size, width), _HEAD_BITS)
+    content = helper.make_graph(
+        graph.nodes,
         "projections",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", width])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["one", config.vocab_size])],
-        constants,
+        graph.constants,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return helper.make_model(content, opset_imports=opsets, ir_version=10).SerializeToString()

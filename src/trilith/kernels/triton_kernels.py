@@ -101,27 +101,38 @@ def gemv_kernel(
             here = row_words + group * group_words + at[None, :]
             words = tl.load(here, mask=is_row[:, None] & is_word[None, :], other=0)
             words = words.to(tl.uint32, bitcast=True)
-            even, odd = words & 0x00FF00FF, (words >> 8) & 0x00FF00FF
-            for place in tl.static_range(PER_BYTE):
-                there = token_words + (group * PER_BYTE + place) * group_words + at
-                x = tl.load(there, mask=is_word, other=0)[None, :]
-                if PER_BYTE == 5:
-                    even, odd = 3 * even, 3 * odd
-                    low = _dot4(((even >> 8) & 0x00030003) | (odd & 0x03000300), x, low)
-                    even, odd = even & 0x00FF00FF, odd & 0x00FF00FF
-                elif PER_BYTE == 2:
-                    codes = (words >> (4 * place)) & 0x07070707
-                    low = _dot4(_look_up4(codes, table_low, table_high), x, low)
-                elif place % 2 == 0:
-                    low = _dot4((words >> (2 * place)) & 0x03030303, x, low)
-                else:
-                    high = _dot4((words >> (2 * place - 2)) & 0x0C0C0C0C, x, high)
+            x_ptrs = token_words + group * PER_BYTE * group_words + at
+            low, high = _add_words(
+                words, x_ptrs, is_word, low, high, group_words, table_low, table_high, PER_BYTE
+            )
         sums = tl.sum(low + (high >> 2), axis=1)
         x_sum = tl.load(sums_ptr + token * NUM_GROUPS + group)
         factor = tl.load(factor_ptr + rows * factor_stride + group, mask=is_row, other=0.0)
         total += (sums - OFFSET * x_sum).to(tl.float32) * factor
     y = (total * tl.load(token_scale_ptr + token)).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token.to(tl.int64) * num_out + rows, y, mask=is_row)
+
+
+@triton.jit
+def _add_words(
+    words, x_ptrs, is_word, low, high, group_words, table_low, table_high, PER_BYTE: tl.constexpr
+):
+    """Add the products of words of codes to two sums, the second of which is 4 times too large."""
+    even, odd = words & 0x00FF00FF, (words >> 8) & 0x00FF00FF
+    for place in tl.static_range(PER_BYTE):
+        x = tl.load(x_ptrs + place * group_words, mask=is_word, other=0)[None, :]
+        if PER_BYTE == 5:
+            even, odd = 3 * even, 3 * odd
+            low = _dot4(((even >> 8) & 0x00030003) | (odd & 0x03000300), x, low)
+            even, odd = even & 0x00FF00FF, odd & 0x00FF00FF
+        elif PER_BYTE == 2:
+            codes = (words >> (4 * place)) & 0x07070707
+            low = _dot4(_look_up4(codes, table_low, table_high), x, low)
+        elif place % 2 == 0:
+            low = _dot4((words >> (2 * place)) & 0x03030303, x, low)
+        else:
+            high = _dot4((words >> (2 * place - 2)) & 0x0C0C0C0C, x, high)
+    return low, high
 
 
 @triton.jit
@@ -163,16 +174,18 @@ def gemm_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
     for group in range(NUM_GROUPS):
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
+        group_codes = row_codes + group * group_bytes
+        group_values = token_values + group * PER_BYTE * group_bytes
         for start in range(tl.program_id(2) * BLOCK_B, group_bytes, BLOCK_B * SPLITS):
             at = start + tl.arange(0, BLOCK_B)
             is_byte = at < group_bytes
-            here = row_codes + group * group_bytes + at[None, :]
-            codes = tl.load(here, mask=is_row[:, None] & is_byte[None, :], other=0)
-            x_at = group * PER_BYTE * group_bytes + at[:, None]
-            is_x = is_byte[:, None] & is_token[None, :]
-            acc = _add_places(
-                codes, token_values + x_at, is_x, acc, group_bytes, table_low, table_high, PER_BYTE
-            )
+            is_code = is_row[:, None] & is_byte[None, :]
+            codes = tl.load(group_codes + at[None, :], mask=is_code, other=0)
+            x_ptrs, is_x = group_values + at[:, None], is_byte[:, None] & is_token[None, :]
+            for place in tl.static_range(PER_BYTE):
+                x = tl.load(x_ptrs + place * group_bytes, mask=is_x, other=0)
+                digits, codes = _next_digits(codes, table_low, table_high, PER_BYTE)
+                acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
         if SPLITS == 1:
             group_sums = sums_ptr + tokens * NUM_GROUPS + group
             group_factor = factor_ptr + rows * factor_stride + group
@@ -188,23 +201,6 @@ def gemm_kernel(
     token_scale = tl.load(token_scale_ptr + tokens, mask=is_token, other=0.0)
     y = (total * token_scale[None, :]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, y, mask=is_out & is_last)
-
-
-@triton.jit
-def _add_places(
-    codes, x_ptrs, is_x, acc, group_bytes, table_low, table_high, PER_BYTE: tl.constexpr
-):
-    """Add the products of a block of bytes, code by code; `x_ptrs` are of their first codes."""
-    for place in tl.static_range(PER_BYTE):
-        x = tl.load(x_ptrs + place * group_bytes, mask=is_x, other=0)
-        if PER_BYTE == 5:
-            digits, codes = _next_digit3(codes)
-        elif PER_BYTE == 2:
-            digits, codes = _next_level(codes, table_low, table_high)
-        else:
-            digits, codes = _next_bits2(codes)
-        acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
-    return acc
 
 
 @triton.jit
@@ -278,6 +274,18 @@ def _entry(code, table_low, table_high):
     """Return the byte of the table that each element names."""
     table = tl.where(code < 4, table_low, table_high).to(tl.uint32)
     return (table >> (8 * (code & 3))) & 0xFF
+
+
+@triton.jit
+def _next_digits(codes, table_low, table_high, PER_BYTE: tl.constexpr):
+    """Return the next code of each byte as int8, and the bytes that go on with the one after."""
+    if PER_BYTE == 5:
+        digits, codes = _next_digit3(codes)
+    elif PER_BYTE == 2:
+        digits, codes = _next_level(codes, table_low, table_high)
+    else:
+        digits, codes = _next_bits2(codes)
+    return digits, codes
 
 
 @triton.jit

@@ -72,12 +72,7 @@ def evolve(
     arms = (EVOLVED, CONTROL) if config.control else (EVOLVED,)
     if is_first_process():
         require_room(_needs(setting, arms, out_dir))
-    metrics: dict[str, Any] = {
-        "answers/train": inputs.answers.num_examples,
-        "answers/num_rows": len(inputs.answers.tokens),
-        "answers/num_cut": inputs.answers.num_cut,
-        "answers/num_dropped": inputs.answers.num_dropped,
-    }
+    metrics = _answer_counts(inputs.answers)
     finished = place.resume_dir / "finished"
     for arm in arms:
         checkpoint = inputs.teacher.checkpoint
@@ -97,6 +92,15 @@ def evolve(
         _hand_over(finished, out_dir, place.metrics_dir / "curves")
         remove(place.resume_dir)
     return metrics
+
+
+def _answer_counts(answers: AnswerRows) -> dict[str, Any]:
+    return {
+        "answers/train": answers.num_examples,
+        "answers/num_rows": len(answers.tokens),
+        "answers/num_cut": answers.num_cut,
+        "answers/num_dropped": answers.num_dropped,
+    }
 
 
 def _setting(inputs: EvolveInputs, schooling: Schooling, place: RunPlace) -> Setting:

@@ -119,15 +119,7 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     """
     started = time.perf_counter()
     _check_devices(plan, config, place.trainer)
-    recipe = plan.recipe.at_width(model.config.width)
-    module = LanguageModule(
-        model,
-        objective=plan.objective,
-        recipe=recipe,
-        num_steps=plan.num_steps,
-        pace=plan.pace,
-        seed=place.seed,
-    )
+    module = _module(model, plan, seed=place.seed)
     curves, stability, resume = watchers = _watchers(model, plan, config, place)
     trainer = _trainer(plan, config, place, watchers)
     batches, held_out = _loaders(plan, config, trainer)
@@ -155,6 +147,17 @@ def fit(model: Transformer, *, plan: Plan, config: TrainConfig, place: RunPlace)
     metrics["train/last_step"] = module.recipe_step
     wall_s = time.perf_counter() - started
     return metrics | {"hardware/peak_flops": curves.peak_flops, "wall_s": wall_s}
+
+
+def _module(model: Transformer, plan: Plan, *, seed: int) -> LanguageModule:
+    return LanguageModule(
+        model,
+        objective=plan.objective,
+        recipe=plan.recipe.at_width(model.config.width),
+        num_steps=plan.num_steps,
+        pace=plan.pace,
+        seed=seed,
+    )
 
 
 class _Watchers(NamedTuple):

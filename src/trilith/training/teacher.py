@@ -75,7 +75,6 @@ def teach(
     id_dtype = np.dtype(_id_dtype(teacher.config.vocab_size))
     num_bytes = math.prod(shape) * (id_dtype.itemsize + np.dtype(np.float16).itemsize)
     require_room([Need(out_dir, num_bytes)])
-    device = next(teacher.parameters()).device
     mass = 0.0
     with replacing(out_dir) as partial:
         partial.mkdir()
@@ -84,9 +83,7 @@ def teach(
         starts = range(0, num_windows, _BATCH_SIZE)
         for start in tqdm(starts, desc="teach", unit="batch", disable=None):
             own = slice(start, min(start + _BATCH_SIZE, num_windows))
-            batch = windows.rows(range(own.start, own.stop))
-            logits = teacher(batch.inputs_BT.to(device))
-            kept = top_predictions(logits, top_k=origin.top_k)
+            kept = _ask(teacher, windows, own, top_k=origin.top_k)
             ids[own] = kept.ids_BTK.cpu().numpy()
             log_probs[own] = kept.log_probs_BTK.cpu().numpy()
             mass += float(kept.log_probs_BTK.exp().sum(-1).mean(-1).sum())
@@ -154,6 +151,12 @@ class TeacherCache:
             torch.from_numpy(self._ids[rows].astype(np.int64)),
             torch.from_numpy(self._log_probs[rows].astype(np.float32)),
         )
+
+
+def _ask(teacher: Transformer, windows: TokenWindows, rows: slice, *, top_k: int) -> TopPredictions:
+    inputs_BT = windows.rows(range(rows.start, rows.stop)).inputs_BT
+    device = next(teacher.parameters()).device
+    return top_predictions(teacher(inputs_BT.to(device)), top_k=top_k)
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
