@@ -173,19 +173,12 @@ def gemm_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
     for group in range(NUM_GROUPS):
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
-        group_codes = row_codes + group * group_bytes
-        group_values = token_values + group * PER_BYTE * group_bytes
-        for start in range(tl.program_id(2) * BLOCK_B, group_bytes, BLOCK_B * SPLITS):
-            at = start + tl.arange(0, BLOCK_B)
-            is_byte = at < group_bytes
-            is_code = is_row[:, None] & is_byte[None, :]
-            codes = tl.load(group_codes + at[None, :], mask=is_code, other=0)
-            x_ptrs, is_x = group_values + at[:, None], is_byte[:, None] & is_token[None, :]
-            for place in tl.static_range(PER_BYTE):
-                x = tl.load(x_ptrs + place * group_bytes, mask=is_x, other=0)
-                digits, codes = _next_digits(codes, table_low, table_high, PER_BYTE)
-                acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
+        acc = _group_products(
+            row_codes + group * group_bytes,
+            token_values + group * PER_BYTE * group_bytes,
+            *(is_row, is_token, group_bytes, table_low, table_high),
+            *(PER_BYTE, SPLITS, BLOCK_M, BLOCK_N, BLOCK_B),
+        )
         if SPLITS == 1:
             group_sums = sums_ptr + tokens * NUM_GROUPS + group
             group_factor = factor_ptr + rows * factor_stride + group
@@ -201,6 +194,35 @@ def gemm_kernel(
     token_scale = tl.load(token_scale_ptr + tokens, mask=is_token, other=0.0)
     y = (total * token_scale[None, :]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_at, y, mask=is_out & is_last)
+
+
+@triton.jit
+def _group_products(
+    row_codes,
+    token_values,
+    is_row,
+    is_token,
+    group_bytes,
+    table_low,
+    table_high,
+    PER_BYTE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Return this program's share of a group's products: int32 [BLOCK_N, BLOCK_M]."""
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
+    for start in range(tl.program_id(2) * BLOCK_B, group_bytes, BLOCK_B * SPLITS):
+        at = start + tl.arange(0, BLOCK_B)
+        is_byte = at < group_bytes
+        codes = tl.load(row_codes + at[None, :], mask=is_row[:, None] & is_byte[None, :], other=0)
+        x_ptrs, is_x = token_values + at[:, None], is_byte[:, None] & is_token[None, :]
+        for place in tl.static_range(PER_BYTE):
+            x = tl.load(x_ptrs + place * group_bytes, mask=is_x, other=0)
+            digits, codes = _next_digits(codes, table_low, table_high, PER_BYTE)
+            acc = tl.dot(digits, x, acc, out_dtype=tl.int32)
+    return acc
 
 
 @triton.jit

@@ -89,8 +89,7 @@ def teach(
             mass += float(kept.log_probs_BTK.exp().sum(-1).mean(-1).sum())
         ids.flush()
         log_probs.flush()
-        content = {"num_windows": num_windows, "origin": asdict(origin)}
-        write_json(partial / _MANIFEST, content)
+        write_json(partial / _MANIFEST, {"num_windows": num_windows, "origin": asdict(origin)})
     metrics: dict[str, Any] = {
         "teacher/num_windows": num_windows,
         "teacher/top_k": origin.top_k,
