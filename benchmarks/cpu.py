@@ -1,4 +1,4 @@
-"""The CPU engine beside llama.cpp, onnxruntime and the memory's own speed, interleaved in one run.
+"""The CPU engine beside llama.cpp, a fork of it, onnxruntime and the memory, all in one run.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu.py
 
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from cpu_anchors import QUANTIZATIONS, LlamaCpp, read_bandwidth
+from cpu_anchors import IkLlamaCpp, LlamaCpp, read_bandwidth
 from cpu_onnx import OnnxRuntime
 from quiet import watch
 from random_models import SHAPES, write_packed_model
@@ -35,6 +35,7 @@ from trilith.runtime import Engine
 MAX_OTHER_CORES = 0.06
 FOLDER, RESULTS = Path("runs/anchors"), Path(__file__).parent / "results"
 OURS = ("bits2", "base3")
+ANCHORS = (LlamaCpp.name, IkLlamaCpp.name, "onnxruntime")
 # Features of a row of embedding and head that share a scale.
 GROUP_SIZE = 32
 # Reads of the memory a round, a fifth of a second each at most.
@@ -106,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--embedding", default="int8", help="precision of embedding and head")
-    parser.add_argument("--anchors", nargs="*", default=["llama.cpp", "onnxruntime"])
+    parser.add_argument("--anchors", nargs="*", choices=ANCHORS, default=list(ANCHORS))
     parser.add_argument("--json", type=Path, help="write here instead of below results")
     return parser.parse_args()
 
@@ -115,15 +116,17 @@ def arms_of(shape: str, options: argparse.Namespace, skipped: dict[str, str]) ->
     """Make the arms of a shape; those that cannot run are named in `skipped`."""
     arms = [our_arm(shape, codec, options) for codec in OURS]
     lengths = {"prompt": options.prompt_tokens, "decode": options.decode_tokens}
-    if "llama.cpp" in options.anchors:
+    for anchor in (LlamaCpp, IkLlamaCpp):
+        if anchor.name not in options.anchors:
+            continue
         try:
-            llama = LlamaCpp(FOLDER)
-            for name in QUANTIZATIONS:
+            llama = anchor(FOLDER)
+            for name in llama.quantizations:
                 path = llama.model(shape, name)
                 timed = partial(llama.measure, path, threads=options.threads, **lengths)
-                arms.append(Arm(f"llama.cpp {name}", shape, timed))
+                arms.append(Arm(f"{llama.name} {name}", shape, timed))
         except (RuntimeError, ImportError, OSError) as error:
-            skipped["llama.cpp"] = str(error)
+            skipped[anchor.name] = str(error)
     if "onnxruntime" in options.anchors:
         try:
             onnx = OnnxRuntime(SHAPES[shape], threads=options.threads)
@@ -185,28 +188,33 @@ def ratios(rows: list[dict], shape: str, bandwidth: float) -> dict[str, float | 
         return {}
     best = {key: max(row[f"{key}_tokens_per_s"] for row in ours) for key in ("decode", "prefill")}
 
-    def against(key: str, name: str) -> float | None:
-        row = found.get(f"llama.cpp {name}")
-        return best[key] / row[f"{key}_tokens_per_s"] if row else None
+    def against(key: str, *names: str) -> float | None:
+        rows = [found[name] for name in names if name in found]
+        return best[key] / max(row[f"{key}_tokens_per_s"] for row in rows) if rows else None
 
     # The same share for both layouts is asked for: the lower one counts.
     shares = [row["decode_tokens_per_s"] * row["bytes_per_token"] / bandwidth for row in ours]
+    fork = [f"{IkLlamaCpp.name} {name}" for name in IkLlamaCpp.quantizations]
     return {
-        "decode_vs_tq2_0": against("decode", "TQ2_0"),
-        "decode_vs_tq1_0": against("decode", "TQ1_0"),
+        "decode_vs_tq2_0": against("decode", "llama.cpp TQ2_0"),
+        "decode_vs_tq1_0": against("decode", "llama.cpp TQ1_0"),
+        "decode_vs_ik_llama": against("decode", *fork),
+        "decode_vs_onnxruntime": against("decode", "onnxruntime"),
         "decode_vs_bandwidth": min(shares),
-        "prefill_vs_tq2_0": against("prefill", "TQ2_0"),
-        "prefill_vs_q8_0": against("prefill", "Q8_0"),
+        "prefill_vs_tq2_0": against("prefill", "llama.cpp TQ2_0"),
+        "prefill_vs_q4_0": against("prefill", "llama.cpp Q4_0"),
+        "prefill_vs_q8_0": against("prefill", "llama.cpp Q8_0"),
+        "prefill_vs_ik_llama": against("prefill", *fork),
     }
 
 
 def print_table(content: dict) -> None:
     """Print the rows and the ratios."""
-    print(f"{'shape':<8}{'arm':<18}{'prefill tokens/s':>18}{'decode tokens/s':>17}{'quiet':>8}")
+    print(f"{'shape':<8}{'arm':<22}{'prefill tokens/s':>18}{'decode tokens/s':>17}{'quiet':>8}")
     for row in content["rows"]:
         quiet = f"{row['quiet_samples']}/{row['samples']}"
         speeds = f"{row['prefill_tokens_per_s']:>18.0f}{row['decode_tokens_per_s']:>17.1f}"
-        print(f"{row['shape']:<8}{row['arm']:<18}{speeds}{quiet:>8}")
+        print(f"{row['shape']:<8}{row['arm']:<22}{speeds}{quiet:>8}")
     for shape, values in content["ratios_by_shape"].items():
         shown = (f"{name} {value:.2f}" for name, value in values.items() if value is not None)
         print(f"{shape}: {', '.join(shown)}")

@@ -1,6 +1,8 @@
-"""What the CPU engine is measured against: llama.cpp, and the memory itself.
+"""What the CPU engine is measured against: llama.cpp, its fork ik_llama.cpp, and the memory itself.
 
 llama.cpp is built from the source distribution of llama-cpp-python, with the flags of this machine.
+ik_llama.cpp comes as the wheel of ik-llama-cpp-python, built for AVX2; its formats for BitNet stand
+in for those of bitnet.cpp, which no package holds.
 """
 
 import ctypes
@@ -8,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from trilith.files import replacing
 from trilith.kernels.native_build import find_compiler
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
-QUANTIZATIONS = ("TQ2_0", "TQ1_0", "Q4_0", "Q8_0")
+IK_LLAMA_CPP = "ik-llama-cpp-python==0.1.5"
 _CMAKE_OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF"),
     *("-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF"),
@@ -33,15 +36,20 @@ _AMX_SOURCE = "ggml/src/ggml-cpu/amx/mmq.cpp"
 _AMX_CALL = "    _tile_loadconfig(&tc);"
 _AMX_FIX = '    __asm__ volatile("" :: "r"(&tc) : "memory");\n'
 _BUFFER_BYTES = 512 * 2**20
+_DRIVER = Path(__file__).parent / "llama_bench.c"
 
 
 class LlamaCpp:
     """llama.cpp below `folder`: its library is built there once, and driven by llama_bench.c."""
 
+    name = "llama.cpp"
+    quantizations: tuple[str, ...] = ("TQ2_0", "TQ1_0", "Q4_0", "Q8_0")
+    _program_name = "llama_bench"
+
     def __init__(self, folder: Path) -> None:
         """Build what is not there yet; ten minutes and more on two cores."""
         self._folder = folder
-        self._program = folder / "llama_bench"
+        self._program = folder / self._program_name
         if not self._program.is_file():
             self._build()
 
@@ -73,11 +81,32 @@ class LlamaCpp:
         _run(["cmake", "-S", source, "-B", build, *_CMAKE_OPTIONS])
         _run(["nice", "cmake", "--build", build, "--target", "llama", "-j", "2"])
         includes = (f"-I{source}/include", f"-I{source}/ggml/include")
-        driver = Path(__file__).parent / "llama_bench.c"
-        _run(["cc", "-O2", "-c", *includes, driver, "-o", build / "llama_bench.o"])
+        _run(["cc", "-O2", "-c", *includes, _DRIVER, "-o", build / "llama_bench.o"])
         libraries = [build / name for name in _LIBRARIES]
         objects = [build / "llama_bench.o", *libraries]
         _run(["c++", *objects, "-fopenmp", "-pthread", "-ldl", "-o", self._program])
+
+
+class IkLlamaCpp(LlamaCpp):
+    """ik_llama.cpp below `folder`, as its wheel has it."""
+
+    name = "ik_llama.cpp"
+    quantizations = ("IQ2_BN", "IQ1_BN")
+    _program_name = "ik_llama_bench"
+
+    def _build(self) -> None:
+        wheel = self._folder / "ik_llama.cpp"
+        if not wheel.is_dir():
+            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+            _run([*pip, "--dest", self._folder, IK_LLAMA_CPP])
+            (archive,) = self._folder.glob("ik_llama_cpp_python-*.whl")
+            with replacing(wheel) as partial, zipfile.ZipFile(archive) as content:
+                content.extractall(partial)
+        libraries = (wheel / "lib64").absolute()
+        linked = (f"-L{libraries}", "-lllama", "-lggml", f"-Wl,-rpath,{libraries}")
+        _run(
+            ["cc", "-O2", "-DIK_LLAMA", f"-I{wheel}/include", _DRIVER, "-o", self._program, *linked]
+        )
 
 
 def read_bandwidth(folder: Path) -> Callable[[int], float]:

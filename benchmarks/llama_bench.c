@@ -1,4 +1,5 @@
-/* llama.cpp through its C interface: quantize a file, or time prompt and decoding of one.
+/* llama.cpp through its C interface: quantize a file, or time prompt and decoding of one. Compiled
+ * with -DIK_LLAMA it drives the fork ik_llama.cpp, whose interface is an older one.
  *
  *   llama_bench quantize from.gguf to.gguf TQ2_0
  *   llama_bench time model.gguf PROMPT DECODE THREADS    -> tokens/s of prompt and of decoding
@@ -18,11 +19,38 @@ static const struct {
     const char *name;
     enum llama_ftype type;
 } types[] = {
+#ifdef IK_LLAMA
+    {"IQ1_BN", LLAMA_FTYPE_MOSTLY_IQ1_BN},
+    {"IQ2_BN", LLAMA_FTYPE_MOSTLY_IQ2_BN},
+    {"IQ2_BN_R4", LLAMA_FTYPE_MOSTLY_IQ2_BN_R4},
+#else
     {"TQ1_0", LLAMA_FTYPE_MOSTLY_TQ1_0},
     {"TQ2_0", LLAMA_FTYPE_MOSTLY_TQ2_0},
     {"Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},
     {"Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},
+#endif
 };
+
+#ifdef IK_LLAMA
+static void forget(struct llama_context *context) { llama_kv_cache_clear(context); }
+
+static void release(struct llama_model *model) { llama_free_model(model); }
+
+static struct llama_batch batch_of(llama_token *tokens, int count, int position) {
+    return llama_batch_get_one(tokens, count, position, 0);
+}
+#else
+static void forget(struct llama_context *context) {
+    llama_memory_clear(llama_get_memory(context), true);
+}
+
+static void release(struct llama_model *model) { llama_model_free(model); }
+
+static struct llama_batch batch_of(llama_token *tokens, int count, int position) {
+    (void)position;
+    return llama_batch_get_one(tokens, count);
+}
+#endif
 
 static void fail(const char *what) {
     fprintf(stderr, "llama_bench: %s\n", what);
@@ -47,11 +75,11 @@ static double now_s(void) {
 /* Seconds of `count` tokens in batches of `batch`, after those of an empty cache. */
 static double run(struct llama_context *context, int vocab_size, int count, int batch) {
     llama_token tokens[MAX_PROMPT];
-    llama_memory_clear(llama_get_memory(context), true);
+    forget(context);
     double start = now_s();
     for (int done = 0; done < count; done += batch) {
         for (int i = 0; i < batch; i++) tokens[i] = rand() % vocab_size;
-        if (llama_decode(context, llama_batch_get_one(tokens, batch))) fail("cannot decode");
+        if (llama_decode(context, batch_of(tokens, batch, done))) fail("cannot decode");
         llama_synchronize(context);
     }
     return now_s() - start;
@@ -74,7 +102,7 @@ static void measure(const char *path, int prompt, int decode, int threads) {
     double decode_s = run(context, vocab_size, decode, 1);
     printf("%f %f\n", prompt / prompt_s, decode / decode_s);
     llama_free(context);
-    llama_model_free(model);
+    release(model);
 }
 
 static void ignore(enum ggml_log_level level, const char *text, void *unused) {
