@@ -15,6 +15,7 @@ typedef struct {
     uint8_t tile_code[256]; /* of a code, or NO_CODE */
     uint8_t digits[NUM_BYTES][MAX_UNIT]; /* codes of a byte; for words, as the tiles have them */
     uint8_t is_wrong[NUM_BYTES];         /* bytes that hold what is no code */
+    int first_wrong;                     /* of these bytes, or NUM_BYTES */
     uint8_t byte_of[NUM_DIGIT_SETS];
     uint8_t *tiles;
     word_table *words; /* or NULL: codes are unpacked one by one */
@@ -51,6 +52,7 @@ static int prepare_words(repacking *r) {
             r->is_wrong[byte] |= code == NO_CODE;
             r->digits[byte][i] = code == NO_CODE ? 0 : code;
         }
+    while (r->first_wrong < NUM_BYTES && !r->is_wrong[r->first_wrong]) r->first_wrong++;
     r->words = malloc(sizeof *r->words);
     if (!r->words) return -1;
     fill_words(r->words, r->w->layout, unit, r->digits);
@@ -134,17 +136,25 @@ static void put_group(const repacking *r, int64_t first, int64_t group_in, uint8
     }
 }
 
+/* -1 if one of these bytes holds what is no code, else 0. */
+static int look_at_bytes(const repacking *r, const uint8_t *bytes, int64_t count) {
+    uint8_t highest = 0, wrong = 0;
+    for (int64_t i = 0; i < count; i++) highest = highest > bytes[i] ? highest : bytes[i];
+    /* Of base 3 the highest one tells; to look all of them up takes as long as half the rest. */
+    if (highest < r->first_wrong) return 0;
+    for (int64_t i = 0; i < count; i++) wrong |= r->is_wrong[bytes[i]];
+    return wrong ? -1 : 0;
+}
+
 static int put_rows_of_words(const repacking *r, int64_t row, int64_t num_rows, uint8_t *tiles) {
     const weight *w = r->w;
     int64_t group_in = w->num_in / w->num_groups, group_bytes = tiles_of_group(w) * STEP;
-    int64_t first = row * w->num_in, end = first + num_rows * w->num_in;
-    uint8_t wrong = 0;
-    for (int64_t i = first / r->words->unit; i < ceil_div(end, r->words->unit); i++)
-        wrong |= r->is_wrong[r->packed[i]];
+    int64_t first = row * w->num_in, first_byte = first / r->words->unit;
+    int64_t end_byte = ceil_div(first + num_rows * w->num_in, r->words->unit);
     for (int64_t o = 0; o < num_rows; o++)
         for (int64_t group = 0; group < w->num_groups; group++, first += group_in)
             put_group(r, first, group_in, tiles + group * group_bytes + o * QUAD);
-    return wrong ? -1 : 0;
+    return look_at_bytes(r, r->packed + first_byte, end_byte - first_byte);
 }
 
 static int put_rows_of_codes(const repacking *r, int64_t row, int64_t num_rows, uint8_t *tiles) {
