@@ -28,8 +28,8 @@ FILES = {
     "bitllama-1M": MODELS / "bitllama-1M/bit_model.bin",
     "stories260K": MODELS / "stories260K/stories260K.bin",
 }
-# Four digits are published. bitllama's int8 and stories260K's bfloat16 projections, which the
-# published program does not have, move the loss by less than half of the last two of them.
+# Four digits are published. Each order of float32 sums rounds some int8 activations another way,
+# which moves bitllama's loss by 2e-4; bfloat16 projections move that of stories260K by 2e-5.
 TOLERANCE = 1e-3
 pytestmark = pytest.mark.skipif(
     not (MODELS / "MEASURED.json").is_file(), reason="the shared models are not here"
@@ -130,6 +130,5 @@ def _require_measured(total_nats: float, stories: list[Tensor], model: Packed) -
     num_bytes = sum(len(model.tokenizer.token_bytes(token)) for token in scored)
     assert len(scored) == expected["tokens"]
     loss_nats, bits_per_byte = total_nats / len(scored), total_nats / math.log(2) / num_bytes
-    print(loss_nats, bits_per_byte, expected)
     assert loss_nats == pytest.approx(expected["nll_per_token"], abs=TOLERANCE)
     assert bits_per_byte == pytest.approx(expected["bits_per_byte"], abs=TOLERANCE)
