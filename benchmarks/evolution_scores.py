@@ -15,7 +15,8 @@ from trilith.evolution import (
     encode_instructions,
 )
 from trilith.model import load_checkpoint
-from trilith.packed import PackConfig, drawn_proof_tokens, load_model, pack_checkpoint
+from trilith.packed import PackConfig, load_model
+from trilith.packed.shelf import drawn_proof_tokens, pack_checkpoint
 from trilith.tokens import Tokenizer, open_split
 
 # Of the test split; scoring all of it would take longer than training.

@@ -6,7 +6,8 @@ from stage import Stage, run
 from trilith.files import require, write_json
 from trilith.hardware import HardwareConfig, prepare_cpu
 from trilith.model import ModelConfig
-from trilith.packed import PackConfig, pack_all
+from trilith.packed import PackConfig
+from trilith.packed.shelf import pack_all
 
 
 def main(stage: Stage) -> None:

@@ -3,7 +3,8 @@
 Not named after its stage: a script called tokenize.py hides the standard library's module."""
 
 from stage import Stage, run
-from trilith.tokens import TokenizerConfig, tokenize_corpus
+from trilith.tokens import TokenizerConfig
+from trilith.tokens.tokenization import tokenize_corpus
 
 
 def main(stage: Stage) -> None:

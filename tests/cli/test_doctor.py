@@ -32,6 +32,7 @@ def test_each_line_has_a_status_and_the_exit_code_tells_of_failures(
         "torch",
         "threads",
         "compiler",
+        "kernels",
         "cpu",
         "gpu",
         "git",

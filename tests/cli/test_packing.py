@@ -10,14 +10,8 @@ from trilith.cli import main
 from trilith.files import sha256
 from trilith.imports import open_source
 from trilith.model import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from trilith.packed import (
-    PackConfig,
-    load_model,
-    measure,
-    pack_checkpoint,
-    read_packed,
-    round_to_stored,
-)
+from trilith.packed import PackConfig, load_model, measure, read_packed, round_to_stored
+from trilith.packed.shelf import pack_checkpoint
 from trilith.quant import QuantConfig
 from trilith.tokens import Tokenizer
 

@@ -17,7 +17,8 @@ from tests.tokens.test_tokenizer import ODD_TEXTS, random_text
 from tokenizers import models, normalizers, pre_tokenizers
 
 from trilith.imports import open_source
-from trilith.tokens import StreamDecoder, Tokenizer, TokenizerConfig, open_split, tokenize_corpus
+from trilith.tokens import StreamDecoder, Tokenizer, TokenizerConfig, open_split
+from trilith.tokens.tokenization import tokenize_corpus
 
 ROWS = 352
 STAND_INS = ("\0", "\1", "\2", "\3")

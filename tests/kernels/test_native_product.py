@@ -221,7 +221,8 @@ def test_only_a_model_that_the_caches_cannot_hold_keeps_base_3() -> None:
 def test_tiles_from_the_bytes_of_a_file_are_those_of_its_levels(pair: tuple[Grid, Codec]) -> None:
     grid, codec = pair
     generator = torch.Generator().manual_seed(1)
-    for num_out, num_in, num_groups in ((1, 1, 1), (7, 13, 1), (17, 51, 3), (40, 121, 11)):
+    shapes = ((1, 1, 1), (7, 13, 1), (17, 51, 3), (40, 121, 11), (5, 80, 1), (19, 2603, 1))
+    for num_out, num_in, num_groups in (*shapes, (33, 2734, 2)):
         codes = torch.randint(grid.num_levels, (num_out, num_in), generator=generator)
         given = QuantizedWeight(codes.to(torch.uint8), torch.rand(num_out, num_groups))
         weight = pack_weight(given, grid=grid, codec=codec)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trilith.tokens import Tokenizer, TokenizerConfig, tokenize_corpus, train_tokenizer
+from trilith.tokens import Tokenizer, TokenizerConfig, train_tokenizer
+from trilith.tokens.tokenization import tokenize_corpus
 
 _NAMES = ("value", "index", "count", "result", "buffer", "path", "total", "first", "line", "key")
 

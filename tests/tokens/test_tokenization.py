@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trilith.files import sha256
-from trilith.tokens import Tokenizer, TokenizerConfig, open_split, tokenize_corpus
+from trilith.tokens import Tokenizer, TokenizerConfig, open_split
+from trilith.tokens.tokenization import tokenize_corpus
 
 Row = tuple[str, str, str]
 Write = Callable[[Path, list[Row]], Path]

@@ -18,7 +18,8 @@ from trilith.files import sha256
 from trilith.imports import Source, open_source, write_import
 from trilith.model import Transformer, load_checkpoint, move_to_grid
 from trilith.quant import QuantConfig
-from trilith.tokens import TokenizerConfig, open_split, tokenize_corpus
+from trilith.tokens import TokenizerConfig, open_split
+from trilith.tokens.tokenization import tokenize_corpus
 from trilith.training.batches import TokenWindows
 from trilith.training.fit import RunPlace
 from trilith.training.module import next_token_objective

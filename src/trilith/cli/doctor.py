@@ -47,6 +47,7 @@ def all_checks(project: Path) -> Iterator[Check]:
     yield check_torch()
     yield check_threads()
     yield check_compiler()
+    yield check_kernels()
     yield check_cpu()
     yield check_gpu()
     yield check_program("git", missing="install git: dvc and the run records need it")
@@ -89,13 +90,26 @@ def check_threads() -> Check:
 
 
 def check_compiler() -> Check:
-    """A C compiler builds the native kernels."""
+    """A C compiler builds the native kernels that this installation may lack."""
     found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if found:
         return Check("ok", "compiler", found)
-    return Check(
-        "warn", "compiler", "none; the portable torch path runs, install gcc or clang for speed"
-    )
+    return Check("warn", "compiler", "none; install gcc or clang, unless the kernels are there")
+
+
+def check_kernels() -> Check:
+    """The native kernels are in the package, in the cache, or can be compiled now."""
+    try:
+        from trilith.kernels.native_build import library_path, packaged_name
+
+        path = library_path()
+    except (ImportError, OSError, RuntimeError) as problem:
+        return Check(
+            "warn", "kernels", f"none ({problem}); the portable torch path runs, slower by far"
+        )
+    is_packaged = path.name == packaged_name()
+    origin = "built at install" if is_packaged else "compiled on first use"
+    return Check("ok", "kernels", f"{origin}: {path}")
 
 
 def check_cpu() -> Check:

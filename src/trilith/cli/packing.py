@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     """Pack, and print what the file weighs."""
     from trilith.cli.info import size_table
     from trilith.imports import open_source, pack_on_grid
-    from trilith.packed import drawn_proof_tokens, pack_checkpoint
+    from trilith.packed.shelf import drawn_proof_tokens, pack_checkpoint
     from trilith.quant import QuantConfig
     from trilith.tokens import Tokenizer
 

@@ -9,14 +9,8 @@ from torch import nn
 from trilith.imports.source import Source, State
 from trilith.model import ModelConfig, Transformer, empty_model, load_weights, without_memory
 from trilith.model.transformer import Block
-from trilith.packed import (
-    Attachments,
-    PackConfig,
-    PackReport,
-    TokenizerParts,
-    drawn_proof_tokens,
-    write_packed,
-)
+from trilith.packed import Attachments, PackConfig, PackReport, TokenizerParts, write_packed
+from trilith.packed.shelf import drawn_proof_tokens
 from trilith.quant import SCALE_NAMES, BitLinear, QuantConfig
 from trilith.tokens import Tokenizer
 

@@ -67,9 +67,8 @@ def runs_triton(device: torch.device) -> bool:
         ValueError: TRILITH_KERNELS names what cannot run there.
     """
     choice = os.environ.get(VARIABLE, "auto")
-    is_installed = importlib.util.find_spec("triton") is not None
     if choice == "triton":
-        if not is_installed:
+        if not _has_triton():
             raise ValueError(
                 f"{VARIABLE}=triton cannot run: triton is not installed; install the extra gpu, "
                 "or use auto"
@@ -87,9 +86,9 @@ def runs_triton(device: torch.device) -> bool:
             f"{VARIABLE}={choice} names kernels of a CPU, and the model is to run on {device}; "
             "use auto, triton or torch"
         )
-    if not is_installed:
+    if not _has_triton():
         log.warning("the torch path runs, Triton kernels do not: install the extra gpu")
-    return is_installed
+    return _has_triton()
 
 
 def available_isas() -> list[str]:
@@ -98,6 +97,10 @@ def available_isas() -> list[str]:
     if library is None:
         return []
     return [name for name, number in ISA_NUMBERS.items() if library.trilith_supports(number)]
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache

@@ -1,6 +1,8 @@
-"""The native library: compiled on first use, kept in the user's cache, loaded with ctypes.
+"""The native library: compiled at install or on first use, loaded with ctypes.
 
-No part of CPython's ABI is used, so one build serves every Python on the machine.
+An installation has it beside its sources, a checkout in the user's cache. No part of CPython's ABI
+is used, so one build serves every Python on the machine. setup.py runs this file by itself: it
+imports nothing else of the package.
 """
 
 import ctypes
@@ -95,22 +97,56 @@ def load_native() -> Native:
 
 
 def library_path() -> Path:
-    """Return where the library for these sources and this compiler lies; compile it if needed.
+    """Return where the library for these sources lies: in the package, else compiled if needed.
+
+    A compiler that $CC names is used, whatever the package holds.
 
     Raises:
         RuntimeError: there is no C compiler, or it fails.
         OSError: the cache folder cannot be written.
     """
+    packaged = _SOURCES / packaged_name()
+    if packaged.is_file() and not os.environ.get("CC"):
+        return packaged
+    return _compiled_path()
+
+
+def packaged_name() -> str:
+    """Return the name of a library in the package that was made of these sources for this machine.
+
+    A library of other sources, flags or another machine has another name, and is not looked at.
+    """
+    return _name_for([])
+
+
+def compile_into(folder: Path) -> Path:
+    """Compile the library of a package that is being built; return its path.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it fails.
+        OSError: the folder cannot be written.
+    """
+    path = folder / packaged_name()
+    _compile(find_compiler(), to=path)
+    # mkstemp lets nobody else read what all users of an installation load.
+    path.chmod(0o755)
+    return path
+
+
+def _compiled_path() -> Path:
     compiler = find_compiler()
-    version = _run([*compiler, "--version"])
+    path = _cache_folder() / _name_for([*compiler, _run([*compiler, "--version"])])
+    if not path.is_file():
+        _compile(compiler, to=path)
+    return path
+
+
+def _name_for(compiler: list[str]) -> str:
     sources = sorted(_SOURCES.glob("*.[ch]"))
     content = [path.name.encode() + b"\0" + path.read_bytes() for path in sources]
-    about = [*compiler, version, platform.machine(), *FLAGS]
-    key = hashlib.sha256(b"\0".join([*content, *(word.encode() for word in about)])).hexdigest()
-    path = _cache_folder() / f"kernels-{key[:24]}.so"
-    if not path.is_file():
-        _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], to=path)
-    return path
+    about = [word.encode() for word in (*compiler, platform.machine(), *FLAGS)]
+    key = hashlib.sha256(b"\0".join([*content, *about])).hexdigest()
+    return f"kernels-{key[:24]}.so"
 
 
 def find_compiler() -> list[str]:
@@ -136,8 +172,9 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _compile(compiler: list[str], sources: list[str], *, to: Path) -> None:
+def _compile(compiler: list[str], *, to: Path) -> None:
     """Compile beside the goal and rename, so that others see a whole library or none."""
+    sources = [str(source) for source in sorted(_SOURCES.glob("*.c"))]
     handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
     os.close(handle)
     try:
@@ -176,9 +213,10 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError:
-        # A library cut short by a full disk or a copied cache: build it once more.
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(library_path()))
+        # A library cut short by a full disk, or copied from another system: build it once more.
+        if path.parent != _SOURCES:
+            path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_compiled_path()))
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

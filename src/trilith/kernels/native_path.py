@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from trilith.kernels.choice import Isa
 from trilith.kernels.native_build import WeightStruct, load_native
-from trilith.kernels.pages import on_large_pages
+from trilith.kernels.pages import on_large_pages, room_on_large_pages
 from trilith.kernels.weight import PackedWeight
 from trilith.quant import Codec, Grid
 
@@ -63,8 +63,9 @@ class NativeProduct(nn.Module):
         self.num_out, self.num_in = weight.shape
         self.layout = layout
         tiles = repack(weight, layout=self.layout)
-        for name, tensor in tiles._asdict().items():
-            self.register_buffer(name, on_large_pages(tensor))
+        self.register_buffer("codes", tiles.codes)
+        self.register_buffer("levels", on_large_pages(tiles.levels))
+        self.register_buffer("factor", on_large_pages(tiles.factor))
         self.offset = weight.grid.numerators[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +123,10 @@ def tile(numerators: Tensor, scale: Tensor, *, grid: Grid, layout: Layout) -> Ti
         grid: the levels.
         layout: bits4, or for ternary another one.
     """
-    tiles, offset = _empty_tiles(numerators.shape, scale, grid, layout), grid.numerators[-1]
+    num_bytes = tiled_bytes(numerators.shape, scale.shape[1], layout=layout)
+    codes = torch.empty(num_bytes, dtype=torch.uint8)
+    tiles = _tiles_of(codes, numerators.shape, scale=scale, grid=grid)
+    offset = grid.numerators[-1]
     code_of = torch.zeros(2 * offset + 1, dtype=torch.uint8)
     code_of[torch.tensor(grid.numerators) + offset] = _tile_codes(grid, layout)
     struct = weight_struct(tiles, numerators.shape, offset=offset, layout=layout)
@@ -135,13 +139,14 @@ def tile(numerators: Tensor, scale: Tensor, *, grid: Grid, layout: Layout) -> Ti
 
 
 def repack(weight: PackedWeight, *, layout: Layout) -> Tiles:
-    """Put packed codes into tiles, straight from their bytes.
+    """Put packed codes into tiles, straight from their bytes, on large pages.
 
     Raises:
         ValueError: a byte is not what the codec writes, or a code is beyond the grid.
     """
     grid, codec = weight.grid, weight.codec
-    tiles = _empty_tiles(weight.shape, weight.scale, grid, layout)
+    room = room_on_large_pages(tiled_bytes(weight.shape, weight.scale.shape[1], layout=layout))
+    tiles = _tiles_of(room, weight.shape, scale=weight.scale, grid=grid)
     tile_code = torch.full((256,), _NO_CODE, dtype=torch.uint8)
     codes = torch.tensor(codec.codes_of_digits())
     is_known = codes < grid.num_levels
@@ -167,15 +172,14 @@ def repack(weight: PackedWeight, *, layout: Layout) -> Tiles:
     return tiles
 
 
-def _empty_tiles(shape: Sequence[int], scale: Tensor, grid: Grid, layout: Layout) -> Tiles:
-    """Return tiles whose codes are still to be written."""
-    num_out, num_in = shape
+def _tiles_of(codes: Tensor, shape: Sequence[int], *, scale: Tensor, grid: Grid) -> Tiles:
+    """Return tiles around codes that may still be to be written."""
+    num_out = shape[0]
     levels = torch.zeros(NUM_LEVELS, dtype=torch.uint8)
     levels[: grid.num_levels] = torch.tensor(grid.numerators) + grid.numerators[-1]
     factor = (scale / grid.denominator).expand(num_out, -1)
     factor = F.pad(factor.T, (0, -num_out % BLOCK)).contiguous()
-    num_bytes = tiled_bytes((num_out, num_in), scale.shape[1], layout=layout)
-    return Tiles(torch.empty(num_bytes, dtype=torch.uint8), levels, factor)
+    return Tiles(codes, levels, factor)
 
 
 def _tile_codes(grid: Grid, layout: Layout) -> Tensor:

@@ -40,15 +40,21 @@ _lock = Lock()
 _chunk: _Chunk | None = None
 
 
-def on_large_pages(tensor: Tensor) -> Tensor:
-    """Return a copy on large pages; the tensor itself if it is empty or the system has none."""
+def room_on_large_pages(num_bytes: int) -> Tensor:
+    """Return uint8 memory to be written, on large pages where the system has them."""
     global _chunk
-    if not hasattr(mmap, "MADV_HUGEPAGE") or not tensor.numel():
-        return tensor
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not num_bytes:
+        return torch.empty(num_bytes, dtype=torch.uint8)
     with _lock:
-        room = _chunk.take(tensor.nbytes) if _chunk else None
+        room = _chunk.take(num_bytes) if _chunk else None
         if room is None:
-            _chunk = _Chunk(max(_CHUNK_BYTES, tensor.nbytes))
-            room = _chunk.take(tensor.nbytes)
+            _chunk = _Chunk(max(_CHUNK_BYTES, num_bytes))
+            room = _chunk.take(num_bytes)
     assert room is not None
+    return room
+
+
+def on_large_pages(tensor: Tensor) -> Tensor:
+    """Return a copy on large pages."""
+    room = room_on_large_pages(tensor.nbytes)
     return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)

@@ -1,15 +1,15 @@
 """Parameters and floating-point operations, counted from the instantiated model."""
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from trilith.model.bias import Bias
 from trilith.model.config import ModelConfig
+from trilith.model.empty import empty_model
 from trilith.model.norm import RMSNorm
-from trilith.model.transformer import Transformer, build_model
+from trilith.model.transformer import Transformer
 
 
 class ParameterCount(NamedTuple):
@@ -29,8 +29,7 @@ class ParameterCount(NamedTuple):
 @cache
 def model_on_meta(config: ModelConfig) -> Transformer:
     """Return a dense model of this shape without allocating it; not to be changed."""
-    with torch.device("meta"):
-        return build_model(config, None)
+    return empty_model(config, partial(nn.Linear, bias=False))
 
 
 def projection_weights(model: Transformer) -> list[Tensor]:
@@ -38,6 +37,7 @@ def projection_weights(model: Transformer) -> list[Tensor]:
     return [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
 
 
+@cache
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Count the weights of a model of this shape without allocating it (meta device)."""
     model = model_on_meta(config)

@@ -1,6 +1,9 @@
-"""The packed file: write with proof, read with checks, load, measure."""
+"""The packed file: write with proof, read with checks, load, measure.
 
-from trilith.packed.config import PackConfig
+What packs a checkpoint with its tokenizer is in `packed.shelf`: what runs a file needs neither.
+"""
+
+from trilith.packed.config import DENSE, PackConfig
 from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.load import (
     build_outer_model,
@@ -12,7 +15,6 @@ from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
 from trilith.packed.precision import RowForm, row_bytes, store_rows
 from trilith.packed.read import PackedFile, open_unchecked, read_packed
-from trilith.packed.shelf import DENSE, Shelf, drawn_proof_tokens, pack_all, pack_checkpoint
 from trilith.packed.verify import TensorCheck, Verification, verify_packed
 from trilith.packed.write import round_to_stored, write_packed
 
@@ -26,7 +28,6 @@ __all__ = [
     "PackReport",
     "PackedFile",
     "RowForm",
-    "Shelf",
     "TensorCheck",
     "TensorEntry",
     "TokenizerParts",
@@ -34,13 +35,10 @@ __all__ = [
     "build_outer_model",
     "build_packed_block",
     "build_packed_model",
-    "drawn_proof_tokens",
     "latent_histogram",
     "load_model",
     "measure",
     "open_unchecked",
-    "pack_all",
-    "pack_checkpoint",
     "read_packed",
     "round_to_stored",
     "row_bytes",

@@ -68,3 +68,7 @@ class PackConfig:
                 f"{', '.join(c.name for c in fitting)}, or smallest"
             )
         return codec
+
+
+# A dense model is the reference: everything in it stays in bfloat16.
+DENSE = PackConfig(codec="smallest", embedding="bf16")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from trilith.files import replacing
 from trilith.model import Checkpoint, ModelConfig, load_checkpoint, require_shape
-from trilith.packed.config import PackConfig
+from trilith.packed.config import DENSE, PackConfig
 from trilith.packed.contents import Attachments, TokenizerParts
 from trilith.packed.measure import PackReport, latent_histogram
 from trilith.packed.write import write_packed
@@ -18,9 +18,6 @@ from trilith.quant import grid_named
 from trilith.tokens import Tokenizer, open_split
 
 log = logging.getLogger(__name__)
-
-# A dense model is the reference: everything in it stays in bfloat16.
-DENSE = PackConfig(codec="smallest", embedding="bf16")
 
 _PROOF_ROWS = 4
 # Enough to reach every weight, few enough for a large model.

@@ -1,4 +1,7 @@
-"""Tokens: the tokenizer, its id table, token shards, n-gram floors."""
+"""Tokens: the tokenizer, its id table, token shards, n-gram floors.
+
+The stage that makes the shards is in `tokens.tokenization`: it alone needs pyarrow.
+"""
 
 from trilith.tokens.config import TokenizerConfig
 from trilith.tokens.json_model import JsonMarks, has_marks, is_json, join_marks
@@ -6,7 +9,6 @@ from trilith.tokens.learning import train_tokenizer
 from trilith.tokens.marks import SPECIAL_IDS
 from trilith.tokens.ngram import BigramModel, bigram_loss, fit_bigrams, unigram_loss
 from trilith.tokens.shards import TokenShard, open_split
-from trilith.tokens.tokenization import tokenize_corpus
 from trilith.tokens.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -23,7 +25,6 @@ __all__ = [
     "is_json",
     "join_marks",
     "open_split",
-    "tokenize_corpus",
     "train_tokenizer",
     "unigram_loss",
 ]

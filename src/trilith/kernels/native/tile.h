@@ -6,10 +6,14 @@
 
 enum { NUM_DIGIT_SETS = 243 };
 
+/* The byte of a number that five digits make. */
+static inline uint8_t byte_of_number(uint8_t number) {
+    return (uint8_t)((uint16_t)(number * 256 + NUM_DIGIT_SETS - 1) / NUM_DIGIT_SETS);
+}
+
 /* The byte of each number that five digits make. */
 static inline void fill_byte_of(uint8_t byte_of[NUM_DIGIT_SETS]) {
-    for (int n = 0; n < NUM_DIGIT_SETS; n++)
-        byte_of[n] = (uint8_t)ceil_div(n * 256, NUM_DIGIT_SETS);
+    for (int n = 0; n < NUM_DIGIT_SETS; n++) byte_of[n] = byte_of_number((uint8_t)n);
 }
 
 /* Put the codes of a tile's inputs to place `at`: four codes a word, whose shifts and sums stay
