@@ -57,9 +57,8 @@ def test_a_longer_prompt_runs_only_what_is_new_and_changes_no_bit(
     for length, reused in [(133, 0), (134, 128), (201, 128), (320, 192), (321, 320), (500, 320)]:
         expected, _ = _run(engine, ids[:length], None)
         found, num_reused = _run(engine, ids[:length], kept)
-        assert num_reused == reused // engine.part_tokens * engine.part_tokens or cache.window
+        assert num_reused == reused
         assert all(map(torch.equal, found, expected))
-        assert num_reused or length == 133
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
