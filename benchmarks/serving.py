@@ -2,7 +2,8 @@
 
     python benchmarks/serving.py data/packed/ternary.safetensors --clients 1 4 8 --threads 1
 
-Requests go straight to the loop, so that HTTP is left out. Greedy; texts must be the same.
+Requests go straight to the loop, so that HTTP is left out. Tokens per second of the clock, and of
+this process's CPU time, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -25,6 +26,7 @@ GREEDY = SamplingConfig(0.0, None, None, 1.0, 0)
 
 
 def main() -> None:
+    """Measure each number of clients and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8], metavar="N")
@@ -46,11 +48,17 @@ def main() -> None:
         )
         rows.append({"clients": num_clients, "serial": serial, "together": together})
     cells = [
-        [str(row["clients"]), *(f"{row[key]:,.0f}" for key in ("serial", "together"))]
-        + [f"{row['together'] / row['serial']:.2f}"]
+        [str(row["clients"]), kind]
+        + [f"{row[key][at]:,.0f}" for key in ("serial", "together")]
+        + [f"{row['together'][at] / row['serial'][at]:.2f}"]
         for row in rows
+        for at, kind in enumerate(("clock", "CPU time"))
     ]
-    print(format_table([["clients", "one by one, tokens/s", "together", "ratio"], *cells]))
+    print(
+        format_table(
+            [["clients", "seconds of", "one by one, tokens/s", "together", "ratio"], *cells]
+        )
+    )
     print(f"  {options.threads} threads, {device_name(engine.device)}; {options.file.name}")
     if options.json:
         write_json(options.json, {"hardware": device_name(engine.device), "rows": rows})
@@ -67,24 +75,26 @@ def _orders(num_clients: int, options: argparse.Namespace, vocab_size: int) -> l
 
 def _tokens_per_s(
     engine: Engine, tokenizer: Tokenizer, orders: list[Order], *, num_running: int, repeats: int
-) -> float:
+) -> list[float]:
+    """By the clock, and by CPU time; medians after a warm-up."""
     batcher = Batcher(engine, tokenizer, num_running=num_running)
     try:
         times = [_time_once(batcher, orders) for _ in range(repeats + 1)][1:]
     finally:
         batcher.close()
-    return sum(order.generation.max_new_tokens for order in orders) / median(times)
+    num_tokens = sum(order.generation.max_new_tokens for order in orders)
+    return [num_tokens / median(seconds) for seconds in zip(*times, strict=True)]
 
 
-def _time_once(batcher: Batcher, orders: list[Order]) -> float:
-    """Seconds until all have their last token."""
+def _time_once(batcher: Batcher, orders: list[Order]) -> tuple[float, float]:
+    """Seconds of the clock and of the CPU until all have their last token."""
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for order in orders:
         batcher.submit(order, lambda news: ends.put(news) if news.finish_reason else None)
     for _ in orders:
         ends.get()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 if __name__ == "__main__":

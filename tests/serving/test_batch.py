@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.serving.watched import WatchedEngine
 
-from trilith.runtime import GenerateConfig, SamplingConfig
-from trilith.serving import Batcher, Failed, Order, Piece
+from trilith.runtime import GenerateConfig, KeptCaches, SamplingConfig
+from trilith.serving import Batcher, Failed, Order, Piece, run_order
 from trilith.tokens import Tokenizer
 
 GREEDY = SamplingConfig(0.0, None, None, 1.0, 0)
@@ -104,6 +104,72 @@ def test_requests_decode_together_and_get_what_they_would_get_alone(
     assert first.is_over
     # Two run at once; the third waits for a place.
     assert log == ["a", "b"] * 8 + ["c"] * 8
+
+
+def test_requests_of_all_kinds_get_together_what_they_get_alone(
+    engine: WatchedEngine, tokenizer: Tokenizer
+) -> None:
+    settings = [
+        GREEDY,
+        SamplingConfig(2.0, None, None, 1.0, 7),
+        SamplingConfig(1.5, 20, None, 1.3, 8),
+        SamplingConfig(3.0, None, 0.9, 1.0, 9),
+        SamplingConfig(0.0, None, None, 5.0, 0),
+        SamplingConfig(2.0, None, None, 1.0, 7),
+    ]
+    orders = [
+        Order(
+            tuple(3 + (number * 31 + place) % 290 for place in range(length)),
+            GenerateConfig(num_new, (2,), sampling),
+            ("qu",) if number % 2 else (),
+        )
+        for number, (sampling, length, num_new) in enumerate(
+            zip(settings, (5, 130, 64, 1, 200, 30), (40, 20, 60, 50, 10, 33), strict=True)
+        )
+    ]
+    alone = [list(run_order(order, engine=engine, tokenizer=tokenizer)) for order in orders]
+    for num_running in (3, 6):
+        batcher = Batcher(engine, tokenizer, num_running=num_running, kept=KeptCaches(2))
+        listeners = [Listener() for _ in orders]
+        for order, listener in zip(orders, listeners, strict=True):
+            batcher.submit(order, listener)
+        found = [listener.all() for listener in listeners]
+        batcher.close()
+        assert found == alone
+
+
+def test_a_long_prompt_runs_between_the_steps_of_others(
+    engine: WatchedEngine, two_places: Batcher
+) -> None:
+    log: list[str] = []
+    quick, slow = Listener("quick", log), Listener("slow", log)
+    num_parts = 15
+    first = two_places.submit(_order(1, num_new=5_000), quick)
+    quick.news.get(timeout=PATIENCE_S)
+    num_before = len(log)
+    two_places.submit(_order(*[50] * (num_parts * engine.part_tokens), num_new=1), slow)
+    slow.all()
+    first.cancel()
+    # At least a token a part; some more were drawn before it came.
+    assert log.index("slow") - num_before >= num_parts - 1
+
+
+def test_a_step_that_fails_ends_its_requests_and_not_those_after(
+    engine: WatchedEngine, two_places: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "in_token", fail)
+        listeners = [Listener() for _ in range(2)]
+        for listener in listeners:
+            two_places.submit(_order(1, num_new=50), listener)
+        for listener in listeners:
+            assert "MemoryError" in listener.all()[-1].reason
+    after = Listener()
+    two_places.submit(_order(1), after)
+    assert after.all()[-1].finish_reason == "length"
 
 
 def test_a_cancelled_request_is_told_nothing_more_and_gives_its_cache_back(
