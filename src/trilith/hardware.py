@@ -104,11 +104,11 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def device_name() -> str:
-    """Name of the GPU, else of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return _cpu_name()
+def device_name(device: torch.device | None = None) -> str:
+    """Name of a device; of None, that of the GPU, else of the processor."""
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
 class Peak(NamedTuple):

@@ -4,8 +4,11 @@ import io
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.toy_packed import pack_toy
+from torch import Tensor
 
 from trilith.cli import main
 from trilith.model import CacheConfig
@@ -49,6 +52,27 @@ def test_a_conversation_is_kept(capsys: Capture, monkeypatch: Patch, packed_file
     out, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "4")
     assert out == "".join(f"{text}\n" for text in _answers(packed_file, "a", "b", most=4))
     assert "64 tokens of context" in err
+
+
+def test_a_turn_begins_with_the_cache_of_the_last_one(
+    capsys: Capture, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    path = pack_toy(tmp_path / "toy.safetensors", context=1000)
+    lengths: list[int] = []
+    prefill = Engine.prefill
+
+    def counted(self: Engine, tokens_BT: Tensor, **given: Any) -> Tensor:
+        lengths.append(tokens_BT.shape[1])
+        return prefill(self, tokens_BT, **given)
+
+    monkeypatch.setattr(Engine, "prefill", counted)
+    lines = ["some words to begin with " * 20, "more of them " * 20, "and an end"]
+    out, _ = _chat(capsys, monkeypatch, path, lines, "--max-new-tokens", "4")
+    found = sum(lengths)
+    lengths.clear()
+    assert out == "".join(f"{text}\n" for text in _answers(path, *lines, most=4))
+    # By hand each prompt is run as a whole.
+    assert found < 0.7 * sum(lengths)
 
 
 def test_a_window_is_that_of_the_engine(

@@ -60,6 +60,7 @@ def test_without_the_extra_it_says_what_to_install(
         (["--cache-bits", "5"], "cache_bits=5 is not known; choose 32, 16, 8 or 4"),
         (["--running", "0"], "0 requests at once"),
         (["--waiting", "-1"], "--waiting=-1"),
+        (["--kept-caches", "-1"], "--kept-caches=-1 must not be negative"),
         (["--max-body-bytes", "0"], "body_bytes=0"),
         (["--time-limit", "nan"], "time_s=nan"),
         (["--threads", "0"], "--threads=0"),

@@ -124,12 +124,22 @@ def test_instruction_sets_and_threads_change_no_bit(tmp_path: Path) -> None:
             assert torch.equal(_decode(engine, tokens_BT), expected), (kernels, threads)
 
 
-def test_sequences_of_a_batch_do_not_disturb_each_other(tmp_path: Path) -> None:
-    engine = _load(_pack(tmp_path, KINDS["relu2"]), "auto")
-    tokens_BT = torch.randint(0, 37, (3, 30), generator=torch.Generator().manual_seed(1))
-    # From the first token on, so that no prefill by torch differs.
-    alone = [_decode(engine, tokens_B[None], num_prompt=0) for tokens_B in tokens_BT]
-    assert torch.equal(_decode(engine, tokens_BT, num_prompt=0), torch.cat(alone))
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_batch_of_any_size_and_lengths_changes_no_bit(kind: str, tmp_path: Path) -> None:
+    path = _pack(tmp_path, KINDS[kind])
+    tokens_BT = torch.randint(0, 37, (19, 40), generator=torch.Generator().manual_seed(1))
+    for kernels in available_isas():
+        engine = _load(path, kernels)
+        # From the first token on, so that no prefill by torch differs.
+        alone = [_decode(engine, tokens_T[None], num_prompt=0)[0] for tokens_T in tokens_BT]
+        caches = [engine.new_cache(batch_size=1, capacity=40) for _ in tokens_BT]
+        for step in range(40):
+            # Sequence b begins at step b: so all sizes of a batch come, and all lengths are mixed.
+            running = [b for b in range(19) if b <= step]
+            steps_B = torch.stack([tokens_BT[b, step - b] for b in running])
+            found = engine.decode_together(steps_B, caches=[caches[b] for b in running])
+            expected = torch.stack([alone[b][step - b] for b in running])
+            assert torch.equal(found, expected), (kernels, step)
 
 
 def test_what_does_not_fit_is_an_error(tmp_path: Path) -> None:

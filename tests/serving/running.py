@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from trilith.runtime import Engine
-from trilith.serving import TurnTaker
+from trilith.runtime import Engine, KeptCaches
+from trilith.serving import Batcher
 from trilith.serving.app import Limits, build_app
 from trilith.serving.asked import Served
 from trilith.serving.server import make_server, open_socket
@@ -84,12 +84,13 @@ def running(
     limits: Limits = LIMITS,
     num_running: int = 4,
     context: int = CONTEXT,
+    kept: KeptCaches | None = None,
 ) -> Iterator[Running]:
     """Serve a model named toy; the end is that of a server that is told to stop."""
-    turns = TurnTaker(engine, tokenizer, num_running=num_running)
+    batcher = Batcher(engine, tokenizer, num_running=num_running, kept=kept)
     served = Served(engine, tokenizer, "toy", context)
     with open_socket("127.0.0.1", 0) as listener:
-        server = make_server(build_app(served, turns=turns, limits=limits), grace_s=1)
+        server = make_server(build_app(served, batcher=batcher, limits=limits), grace_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -101,5 +102,5 @@ def running(
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
-            turns.close()
+            batcher.close()
     assert not thread.is_alive()

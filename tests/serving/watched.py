@@ -1,6 +1,6 @@
 """An engine whose caches can be counted, and that can be met in the middle of a token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -11,7 +11,7 @@ from trilith.runtime import Engine
 
 
 class WatchedEngine(Engine):
-    """Counts caches, and calls `in_token` while a token is drawn; nothing else differs."""
+    """Counts caches, and calls `in_token` while tokens are drawn; nothing else differs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -23,6 +23,6 @@ class WatchedEngine(Engine):
         self.held_caches.add(cache)
         return cache
 
-    def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache) -> Tensor:
+    def decode_together(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
         self.in_token()
-        return super().decode_one_token(tokens_B, cache=cache)
+        return super().decode_together(tokens_B, caches=caches)

@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> int:
     engine = load_engine(options)
     rows = _measure(engine, options, threads)
     hardware: dict[str, Any] = {
-        "device": device_name(),
-        "kernels": "native, one call a token" if engine.decoder else "torch",
+        "device": device_name(engine.device),
+        "kernels": _kernels(engine),
         "instruction_sets": list(available_isas()),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -61,6 +61,12 @@ def run(options: argparse.Namespace) -> int:
         model = {"file": options.file.name, "file_bytes": options.file.stat().st_size}
         write_json(options.json, {"hardware": hardware, "model": model, "rows": rows})
     return 0
+
+
+def _kernels(engine: Any) -> str:
+    if engine.static is not None:
+        return "torch, one CUDA graph a token"
+    return "native, one call a token" if engine.decoder else "torch"
 
 
 def _measure(engine: Any, options: argparse.Namespace, threads: list[int]) -> list[dict[str, Any]]:

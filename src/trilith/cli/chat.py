@@ -17,7 +17,7 @@ from trilith.cli.generation import (
 )
 
 if TYPE_CHECKING:
-    from trilith.runtime import Engine, SamplingConfig
+    from trilith.runtime import Engine, KeptCaches, SamplingConfig
     from trilith.serving import Conversation, Fitted
 
 _QUIT, _RESET = "/quit", "/reset"
@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read lines and answer them, until /quit or the end of the input."""
+    from trilith.runtime import KeptCaches
     from trilith.serving import Conversation
     from trilith.tokens import Tokenizer
 
@@ -51,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     _prepare_input()
     _note(f"{options.file.stem}, {engine.config.context} tokens of context")
     _note(f"{_RESET} forgets the conversation, {_QUIT} ends; Ctrl-C stops an answer")
-    _talk(_Chat(engine, conversation, sampling, options.max_new_tokens))
+    # The cache of the last turn; one on a GPU is not kept.
+    kept = KeptCaches(1) if engine.device.type == "cpu" else None
+    _talk(_Chat(engine, conversation, sampling, options.max_new_tokens, kept))
     return 0
 
 
@@ -60,6 +63,7 @@ class _Chat(NamedTuple):
     conversation: "Conversation"
     sampling: "SamplingConfig"
     max_new_tokens: int
+    kept: "KeptCaches | None"
 
 
 def _talk(chat: _Chat) -> None:
@@ -92,7 +96,10 @@ def _answer(chat: _Chat, prompt: str) -> None:
     order = Order(tuple(fitted.prompt_ids), generation)
     said, reason = "", None
     try:
-        for piece in run_order(order, engine=chat.engine, tokenizer=conversation.tokenizer):
+        pieces = run_order(
+            order, engine=chat.engine, tokenizer=conversation.tokenizer, kept=chat.kept
+        )
+        for piece in pieces:
             said += piece.text
             reason = piece.finish_reason
             print(piece.text, end="", flush=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from trilith.cli.generation import (
-    add_device_option,
     add_engine_options,
     add_sampling_options,
     add_threads_option,
@@ -26,7 +25,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
     add_engine_options(parser)
     add_threads_option(parser)
-    add_device_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
     sampling = read_sampling(options)
     set_threads(options)
-    engine = load_engine(options, device=options.device)
+    engine = load_engine(options)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     pieces = stream_text(
         engine,

@@ -22,13 +22,11 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add --device."""
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
-
-
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `CacheConfig`, and --stream-layers."""
+    """Add --device, the options of `CacheConfig`, and --stream-layers."""
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N; default cpu"
+    )
     parser.add_argument(
         "--cache-bits",
         type=int,
@@ -49,17 +47,18 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_engine(options: argparse.Namespace, *, device: str = "cpu") -> "Engine":
-    """Load `options.file` to a device, as the options of `add_engine_options` say.
+def load_engine(options: argparse.Namespace) -> "Engine":
+    """Load `options.file` as the options of `add_engine_options` say.
 
     Raises:
-        ValueError: a value is out of its range, or has no effect; or the file is damaged.
+        ValueError: a value is out of its range, or has no effect; there is no such device; or the
+            file is damaged.
     """
     from trilith.runtime import Engine
 
     layers: Layers = "streamed" if options.stream_layers else "held"
     cache = _cache_config(options)
-    return Engine.load(options.file, cache=cache, layers=layers, device=device)
+    return Engine.load(options.file, cache=cache, layers=layers, device=options.device)
 
 
 def read_sampling(options: argparse.Namespace) -> "SamplingConfig":

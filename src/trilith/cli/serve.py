@@ -12,7 +12,10 @@ from trilith.cli.generation import (
 )
 
 if TYPE_CHECKING:
+    from trilith.runtime import KeptCaches
     from trilith.serving.asked import Served
+
+_KEPT_CACHES = 8
 
 
 def add_parser(commands: Any) -> None:
@@ -28,18 +31,28 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--name", help="of the model for clients; default: the file's, less suffix")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer; default: all")
     parser.add_argument(
-        "--running", type=int, default=4, metavar="N", help="requests that take turns; default 4"
+        "--running",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests that decode together; default 8",
     )
     parser.add_argument(
         "--waiting",
         type=int,
-        default=252,
+        default=248,
         metavar="N",
-        help="more that wait; then 503; default 252",
+        help="more that wait; then 503; default 248",
     )
     parser.add_argument("--max-body-bytes", type=int, default=2**20, metavar="N")
     parser.add_argument(
         "--time-limit", type=float, default=300.0, metavar="S", help="seconds of a request, 300"
+    )
+    parser.add_argument(
+        "--kept-caches",
+        type=int,
+        metavar="N",
+        help="prompts whose caches are kept for those that begin alike; default 8, on a GPU 0",
     )
     add_engine_options(parser)
     add_threads_option(parser)
@@ -56,22 +69,23 @@ def run(options: argparse.Namespace) -> int:
             f"trilith serve needs {error.name}, which is not installed; "
             "pip install 'trilith[serve]' (in a checkout: pip install -e '.[serve]')"
         ) from None
-    from trilith.serving import TurnTaker
+    from trilith.serving import Batcher
 
     if options.waiting < 0:
         raise ValueError(f"--waiting={options.waiting} must not be negative")
     set_threads(options)
     limits = Limits(options.running + options.waiting, options.max_body_bytes, options.time_limit)
     served = _load(options)
+    kept = _kept_caches(options, served)
     with open_socket(options.host, options.port) as listener:
-        turns = TurnTaker(served.engine, served.tokenizer, num_running=options.running)
+        batcher = Batcher(served.engine, served.tokenizer, num_running=options.running, kept=kept)
         try:
-            server = make_server(build_app(served, turns=turns, limits=limits))
+            server = make_server(build_app(served, batcher=batcher, limits=limits))
             print(f"{served.name} at {_address(options.host, listener)}; Ctrl-C stops", flush=True)
             server.run(sockets=[listener])
         finally:
             # After a second Ctrl-C the application did not.
-            turns.close()
+            batcher.close()
     return 0
 
 
@@ -87,6 +101,22 @@ def _load(options: argparse.Namespace) -> "Served":
         )
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
     return Served(engine, tokenizer, options.name or options.file.stem, context)
+
+
+def _kept_caches(options: argparse.Namespace, served: "Served") -> "KeptCaches | None":
+    from trilith.runtime import KeptCaches
+
+    number, on_gpu = options.kept_caches, served.engine.device.type != "cpu"
+    if number is None:
+        number = 0 if on_gpu else _KEPT_CACHES
+    if number < 0:
+        raise ValueError(f"--kept-caches={number} must not be negative; 0 keeps none")
+    if number and on_gpu:
+        raise ValueError(
+            f"--kept-caches={number} has no effect on {served.engine.device}: caches on a GPU are "
+            "not kept; leave it out, or use the CPU"
+        )
+    return KeptCaches(number) if number else None
 
 
 def _address(host: str, listener: Any) -> str:

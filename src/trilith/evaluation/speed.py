@@ -45,7 +45,7 @@ def measure_speed(engine: Engine, config: SpeedConfig) -> Speed:
             f"prompt_tokens={config.prompt_tokens} and decode_tokens={config.decode_tokens} "
             f"exceed the context of {context} tokens of model {engine.config.name}; lower them"
         )
-    prompt_T = torch.arange(config.prompt_tokens) % engine.config.vocab_size
+    prompt_T = torch.arange(config.prompt_tokens, device=engine.device) % engine.config.vocab_size
     prompt_BT = prompt_T.expand(config.batch_size, -1).contiguous()
     _time_once(engine, prompt_BT, config.decode_tokens)
     samples = [_time_once(engine, prompt_BT, config.decode_tokens) for _ in range(config.repeats)]
@@ -60,9 +60,16 @@ def measure_speed(engine: Engine, config: SpeedConfig) -> Speed:
 def _time_once(engine: Engine, prompt_BT: torch.Tensor, num_new: int) -> tuple[float, float]:
     num_sequences, num_prompt = prompt_BT.shape
     cache = engine.new_cache(batch_size=num_sequences, capacity=num_prompt + num_new)
-    start = time.perf_counter()
+    start = _now(engine)
     token_B = engine.prefill(prompt_BT, cache=cache).argmax(-1)
-    prefilled = time.perf_counter()
+    prefilled = _now(engine)
     for _ in range(num_new):
         token_B = engine.decode_one_token(token_B, cache=cache).argmax(-1)
-    return prefilled - start, time.perf_counter() - prefilled
+    return prefilled - start, _now(engine) - prefilled
+
+
+def _now(engine: Engine) -> float:
+    """Seconds of a clock, once the device has done all that it was given."""
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)
+    return time.perf_counter()

@@ -143,6 +143,25 @@ class KVCache:
         """Count `num_new` tokens as seen, once all layers have stored them."""
         self.length += num_new
 
+    def copy_from(self, other: "KVCache", *, length: int) -> None:
+        """Begin as `other` began: take its first `length` tokens, to the bit.
+
+        All of its tokens always can be taken. Fewer can where no window drops any, and with 8 or
+        4 bits at the end of a block: one that was closed cannot be opened again.
+        """
+        assert (self.config, self.batch_size) == (other.config, other.batch_size)
+        has_end = self.config.window is None
+        can_stop = has_end and (self.config.bits >= 16 or length % KEY_BLOCK == 0)
+        assert length == other.length or (can_stop and length < other.length), length
+        assert not has_end or length <= self.capacity, length
+        mine = (*self.keys.tensors, *self.values.tensors)
+        theirs = (*other.keys.tensors, *other.values.tensors)
+        for to, given in zip(mine, theirs, strict=True):
+            # Without a window slots are in the order of the tokens, whatever the capacity.
+            num = min(to.shape[3], given.shape[3])
+            to[:, :, :, :num] = given[:, :, :, :num]
+        self.length = length
+
     def rewind(self, length: int) -> None:
         """Forget the newest tokens, down to `length` or, where blocks were closed, a little below.
 

@@ -1,6 +1,8 @@
 """The runtime: prefill, decode, sampling and streaming of packed models."""
 
-from trilith.runtime.engine import Engine, GenerateConfig
+from trilith.runtime.continuation import Continuation, GenerateConfig
+from trilith.runtime.engine import Engine
+from trilith.runtime.kept_caches import KeptCaches
 from trilith.runtime.memory import (
     PREFILL_TOKENS,
     InferenceMemory,
@@ -23,10 +25,12 @@ from trilith.runtime.text import (
 
 __all__ = [
     "PREFILL_TOKENS",
+    "Continuation",
     "Engine",
     "GenerateConfig",
     "InferenceMemory",
     "InferenceSetup",
+    "KeptCaches",
     "Kernel",
     "Layers",
     "Sampler",

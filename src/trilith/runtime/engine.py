@@ -4,7 +4,6 @@ Axes: B batch, T prompt tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,28 +12,17 @@ from torch import Tensor
 from trilith.hardware import usable_device
 from trilith.model import CacheConfig, KVCache, ModelConfig, StaticCache, Transformer
 from trilith.packed import PackedFile, build_outer_model, build_packed_model, read_packed
+from trilith.runtime.continuation import Continuation, GenerateConfig
+from trilith.runtime.kept_caches import KeptCaches
 from trilith.runtime.layer_stream import LayerStream
 from trilith.runtime.memory import PREFILL_TOKENS, Layers
 from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
 from trilith.runtime.room import require_memory
-from trilith.runtime.sampling import Sampler, SamplingConfig
 from trilith.runtime.static_decoder import StaticDecoder
 
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """When a continuation ends, and how its tokens are drawn.
-
-    A token of `stop_ids` ends the continuation and is not part of it.
-    """
-
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    sampling: SamplingConfig
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+# Tokens of a prompt that `generate` runs at once, where layers are held: the grain in which caches
+# are kept. 128 are hardly faster, 32 are slower; whole blocks of a quantized cache.
+_PART_TOKENS = 64
 
 
 class Engine:
@@ -104,6 +92,16 @@ class Engine:
         """The shape of the model."""
         return self.model.config
 
+    @property
+    def part_tokens(self) -> int:
+        """Tokens of a prompt that `generate` runs at once; with a window no more than it takes."""
+        if self.static is not None:
+            return self.config.context
+        # Each part reads all layers, where they are streamed.
+        at_once = _PART_TOKENS if self.stream is None else PREFILL_TOKENS
+        window = self.cache_config.window
+        return at_once if window is None else min(at_once, window - self.cache_config.sinks)
+
     def new_cache(self, *, batch_size: int, capacity: int) -> KVCache | StaticCache:
         """Make an empty cache for sequences of up to `capacity` tokens; a window has no such end.
 
@@ -128,7 +126,7 @@ class Engine:
 
         They run in parts of `PREFILL_TOKENS`, so that activations do not grow with the prompt.
         """
-        self._check_tokens(tokens_BT)
+        self.check_tokens(tokens_BT)
         if isinstance(cache, StaticCache):
             assert self.static is not None
             return self.static.prefill(tokens_BT, cache=cache)
@@ -143,55 +141,69 @@ class Engine:
     @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
-        if isinstance(cache, StaticCache):
-            assert self.static is not None
-            return self.static.step(tokens_B, cache=cache)
         return self.decode_together(tokens_B, caches=[cache])
 
     @torch.inference_mode()
-    def decode_together(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
+    def decode_together(
+        self, tokens_B: Tensor, *, caches: Sequence[KVCache | StaticCache]
+    ) -> Tensor:
         """Add one token to each sequence of several caches, whatever their lengths.
+
+        Each has the logits that it has alone, to the bit. Native kernels run all in one call; on
+        the torch path and on a GPU the caches go one by one.
 
         Returns:
             The logits [B, V] of what follows, of the caches in turn.
         """
         if self.decoder is not None:
-            return self.decoder.step(tokens_B, caches=caches)
+            return self.decoder.step(tokens_B, caches=_of_cpu(caches))
         parts = tokens_B.split([cache.batch_size for cache in caches])
-        logits = [self.model(p[:, None], c)[:, 0] for p, c in zip(parts, caches, strict=True)]
-        return torch.cat(logits)
+        pairs = zip(parts, caches, strict=True)
+        return torch.cat([self._decode_alone(part_B, cache) for part_B, cache in pairs])
 
-    def generate(self, prompt_ids: Sequence[int], *, config: GenerateConfig) -> Iterator[int]:
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        config: GenerateConfig,
+        kept: KeptCaches | None = None,
+    ) -> Iterator[int]:
         """Continue a prompt; each token is handed out as soon as it is drawn.
+
+        Args:
+            prompt_ids: run in parts of `part_tokens`.
+            config: when it ends, and how tokens are drawn.
+            kept: caches of earlier prompts, to begin with and to add to; they change no bit.
 
         Raises:
             ValueError: at the call, if the prompt is empty, holds ids the model does not know, or
                 does not fit the context together with the new tokens.
         """
-        tokens_BT = torch.tensor([list(prompt_ids)], dtype=torch.long, device=self.device)
-        self._check_tokens(tokens_BT)
-        # The last new token is handed out and never run.
-        capacity = tokens_BT.shape[1] + config.max_new_tokens - 1
-        cache = self.new_cache(batch_size=1, capacity=capacity)
-        return self._continue(tokens_BT, config=config, cache=cache)
+        return self._continue(Continuation(self, prompt_ids, config=config, kept=kept))
 
-    def _continue(
-        self, tokens_BT: Tensor, *, config: GenerateConfig, cache: KVCache | StaticCache
-    ) -> Iterator[int]:
-        sampler = Sampler(config.sampling, device=self.device)
-        logits_BV = self.prefill(tokens_BT, cache=cache)
-        for num_new in range(1, config.max_new_tokens + 1):
-            next_B = sampler.draw(logits_BV, seen_BS=tokens_BT)
-            if int(next_B) in config.stop_ids:
+    def _continue(self, one: Continuation) -> Iterator[int]:
+        logits_BV = None
+        while logits_BV is None:
+            logits_BV = one.run_part()
+        while (token := one.draw(logits_BV)) is not None:
+            yield token
+            if one.is_over:
                 return
-            yield int(next_B)
-            if num_new < config.max_new_tokens:
-                if config.sampling.repetition_penalty != 1:
-                    # Each id once, so that an endless stream stays small.
-                    tokens_BT = torch.cat([tokens_BT[0], next_B]).unique()[None]
-                logits_BV = self.decode_one_token(next_B, cache=cache)
+            assert one.next_B is not None
+            logits_BV = self.decode_one_token(one.next_B, cache=one.cache)
 
-    def _check_tokens(self, tokens_BT: Tensor) -> None:
+    def _decode_alone(self, tokens_B: Tensor, cache: KVCache | StaticCache) -> Tensor:
+        if isinstance(cache, StaticCache):
+            assert self.static is not None
+            return self.static.step(tokens_B, cache=cache)
+        return self.model(tokens_B[:, None], cache)[:, 0]
+
+    def check_tokens(self, tokens_BT: Tensor) -> None:
+        """Refuse prompts that cannot be run.
+
+        Raises:
+            ValueError: they are empty, or hold ids the model does not know.
+        """
         if not tokens_BT.numel():
             raise ValueError(
                 "the prompt is empty; give at least one token, such as the end mark before it"
@@ -202,6 +214,12 @@ class Engine:
                 f"{self.config.name} knows 0..{self.config.vocab_size - 1}; encode it with the "
                 "model's own tokenizer"
             )
+
+
+def _of_cpu(caches: Sequence[KVCache | StaticCache]) -> list[KVCache]:
+    found = [cache for cache in caches if isinstance(cache, KVCache)]
+    assert len(found) == len(caches), "a static cache belongs to a GPU"
+    return found
 
 
 def _check_device(device: torch.device, *, cache: CacheConfig, layers: Layers = "held") -> None:

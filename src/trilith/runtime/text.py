@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from trilith.runtime.engine import Engine, GenerateConfig
+from trilith.runtime.continuation import GenerateConfig
+from trilith.runtime.engine import Engine
 
 
 class TextTokenizer(Protocol):

@@ -26,6 +26,7 @@ from trilith.serving.asked import (
     read_chat,
     read_completion,
 )
+from trilith.serving.batch import Batcher, Failed
 from trilith.serving.pieces import Piece
 from trilith.serving.replies import (
     LAST_EVENT,
@@ -36,7 +37,6 @@ from trilith.serving.replies import (
     error_body,
     model_body,
 )
-from trilith.serving.turns import Failed, TurnTaker
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +69,15 @@ class Limits:
                 raise ValueError(f"{key}={getattr(self, key)} must be positive")
 
 
-def build_app(served: Served, *, turns: TurnTaker, limits: Limits) -> Starlette:
-    """Make the application; when it ends, it closes `turns`."""
-    desk = _Desk(served, turns, limits)
+def build_app(served: Served, *, batcher: Batcher, limits: Limits) -> Starlette:
+    """Make the application; when it ends, it closes `batcher`."""
+    desk = _Desk(served, batcher, limits)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        # The thread may be in the middle of a token, and the loop has answers to send.
-        await asyncio.to_thread(turns.close)
+        # The thread may be in the middle of a step, and the loop has answers to send.
+        await asyncio.to_thread(batcher.close)
 
     return Starlette(
         routes=[
@@ -94,9 +94,9 @@ def build_app(served: Served, *, turns: TurnTaker, limits: Limits) -> Starlette:
 class _Desk:
     """What all requests share."""
 
-    def __init__(self, served: Served, turns: TurnTaker, limits: Limits) -> None:
+    def __init__(self, served: Served, batcher: Batcher, limits: Limits) -> None:
         self.served = served
-        self.turns = turns
+        self.batcher = batcher
         self.limits = limits
         self.num_requests = 0
         self._created = int(time.time())
@@ -203,7 +203,7 @@ class _Answer:
         queue: asyncio.Queue[Piece | Failed] = asyncio.Queue()
         reply = Reply(self._kind, order=asked.order, model=self._desk.served.name)
         try:
-            ticket = self._desk.turns.submit(
+            ticket = self._desk.batcher.submit(
                 asked.order, lambda news: loop.call_soon_threadsafe(queue.put_nowait, news)
             )
         except RuntimeError:

@@ -1,0 +1,76 @@
+"""KV caches of recent prompts: a prompt that begins as one of them runs only what is new.
+
+What is kept was written by prefill alone, in whole parts of `Engine.part_tokens`: the parts of any
+prompt that begins with them. So a prompt has the same logits, to the bit, with and without. Tokens
+of answers are left out: decoding adds its floats in another order than prefill.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trilith.model import KVCache
+
+
+class _Kept(NamedTuple):
+    """Ids, and the cache that holds them and nothing else."""
+
+    ids: tuple[int, ...]
+    cache: KVCache
+
+
+class KeptCaches:
+    """Copies of the caches of up to `number` prompts; the least recently used goes first.
+
+    Nothing in here is ever written to again, and only whole copies get in. For one thread.
+    """
+
+    def __init__(self, number: int) -> None:
+        if number < 1:
+            raise ValueError(f"{number} kept caches: at least 1 must be kept")
+        self._number = number
+        self._kept: list[_Kept] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(kept.cache.nbytes for kept in self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def restore(self, prompt_ids: Sequence[int], *, cache: KVCache, part_tokens: int) -> int:
+        """Begin an empty cache with as much of a prompt as is kept.
+
+        At least one token is left to run: its logits are those of what follows.
+
+        Returns:
+            How many tokens the cache holds then: 0, or whole parts.
+        """
+        usable = [_usable(kept, prompt_ids, part_tokens=part_tokens) for kept in self._kept]
+        length = max(usable, default=0)
+        if length:
+            found = self._kept.pop(usable.index(length))
+            self._kept.append(found)
+            cache.copy_from(found.cache, length=length)
+        return length
+
+    def keep(self, ids: Sequence[int], *, cache: KVCache) -> None:
+        """Keep a copy of a cache of whole parts with these ids, in the place of what begins it."""
+        ids = tuple(ids)
+        assert len(ids) == cache.length, (len(ids), cache.length)
+        copy = KVCache(
+            cache.model, batch_size=cache.batch_size, capacity=len(ids), config=cache.config
+        )
+        copy.copy_from(cache, length=len(ids))
+        others = [kept for kept in self._kept if ids[: len(kept.ids)] != kept.ids]
+        self._kept = [*others, _Kept(ids, copy)][-self._number :]
+
+
+def _usable(kept: _Kept, prompt_ids: Sequence[int], *, part_tokens: int) -> int:
+    """Tokens of a prompt that can be taken: all that is kept, or without a window whole parts."""
+    most = min(len(kept.ids), len(prompt_ids) - 1)
+    same = (mine == theirs for mine, theirs in zip(kept.ids[:most], prompt_ids, strict=False))
+    num_same = next((place for place, is_same in enumerate(same) if not is_same), most)
+    if num_same == len(kept.ids):
+        return num_same
+    return num_same // part_tokens * part_tokens if kept.cache.config.window is None else 0
