@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from trilith.cli.project import compose_plan
 from trilith.corpus import read_documents
@@ -40,29 +41,35 @@ class Scores:
 
 
 def score_run(folder: Path, dense: Path, tokens: Path) -> dict[str, Scores]:
-    """Score the dense twin and every model in `folder/models`; scores are kept in the folder.
+    """Score the dense twin and every model in `folder/models`.
+
+    Scores are kept: those of the models in the folder, those of the twin beside it, once for all.
 
     Args:
         folder: of the run.
         dense: checkpoint of the twin.
         tokens: shards, with the corpus beside them.
     """
-    kept = folder / "scores.json"
+    models = {path.name: path for path in sorted((folder / "models").iterdir())}
+    twin_kept = dense.parent.parent / "dense_scores.json"
+    twin = _kept_scores(twin_kept, {"dense": dense}, dense=dense, tokens=tokens)
+    return twin | _kept_scores(folder / "scores.json", models, dense=dense, tokens=tokens)
+
+
+def _kept_scores(
+    kept: Path, checkpoints: dict[str, Path], *, dense: Path, tokens: Path
+) -> dict[str, Scores]:
+    """Score checkpoints by name, or read what was written of them."""
     if kept.is_file():
         return {name: Scores(**values) for name, values in json.loads(kept.read_text()).items()}
-    paths = {"dense": dense}
-    paths |= {path.name: path for path in sorted((folder / "models").iterdir())}
-    files = {
-        name: pack(path, folder / f"{name}.safetensors", tokens) for name, path in paths.items()
-    }
     base = load_checkpoint(dense, made_by="pretrain").provenance["num_steps"]
-    scores = {
-        name: _score(name, files, tokens, num_steps=_num_steps(path) - base)
-        for name, path in paths.items()
-    }
+    with TemporaryDirectory(dir=kept.parent) as folder:
+        twin = pack(dense, Path(folder) / "twin.safetensors", tokens)
+        scores = {}
+        for name, path in checkpoints.items():
+            file = pack(path, Path(folder) / f"{name}.safetensors", tokens)
+            scores[name] = _score(file, twin, tokens, num_steps=_num_steps(path) - base)
     kept.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}, indent=2))
-    for file in files.values():
-        file.unlink()
     return scores
 
 
@@ -83,12 +90,12 @@ def _num_steps(checkpoint: Path) -> int:
     return load_checkpoint(checkpoint, made_by="evolve").provenance["num_steps"]
 
 
-def _score(name: str, files: dict[str, Path], tokens: Path, *, num_steps: int) -> Scores:
-    model, twin = load_model(files[name]), load_model(files["dense"])
+def _score(file: Path, twin_file: Path, tokens: Path, *, num_steps: int) -> Scores:
+    model, twin = load_model(file), load_model(twin_file)
     shard = open_split(tokens, "test")
     # Bytes are not used: no bits per byte are asked for.
     held_out = HeldOut(shard.tokens[:TEST_TOKENS], num_bytes=1, context=CONTEXT)
-    text = score_text(model, reference=twin, held_out=held_out, name=name)
+    text = score_text(model, reference=twin, held_out=held_out, name=file.stem)
     rows = _answers(tokens)
     answers = score_answers(model, rows.tokens[:TEST_ANSWERS], rows.answer_mask[:TEST_ANSWERS])
     return Scores(text.loss_nats, text.kl_nats, answers, num_steps)
