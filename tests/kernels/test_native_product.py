@@ -98,6 +98,22 @@ def test_500_random_products_are_the_reference_to_the_last_bit(isa: Isa) -> None
                 assert torch.equal(product(case.x), case.expected), (case.name, layout, threads)
 
 
+@pytest.mark.parametrize("shape", [(33, 2101, 1), (50, 1530, 3), (17, 1995, 57), (16, 640, 1)])
+def test_prompts_of_every_length_have_the_bits_of_their_tokens_alone(
+    isa: Isa, shape: tuple[int, int, int]
+) -> None:
+    """Groups longer and shorter than what the kernels unpack at once, and ends between."""
+    x = torch.randn(270, shape[1], generator=torch.Generator().manual_seed(1))
+    for grid in ("ternary", "prime7"):
+        weight = _weight(grid, shape, shape[0])
+        expected = _reference(weight, x)
+        for layout in layouts_for(weight.grid):
+            product = NativeProduct(weight, isa, layout=layout)
+            for num_tokens in (*range(1, 42), 63, 65, 255, 256, 257, 259, 270):
+                found = product(x[:num_tokens])
+                assert torch.equal(found, expected[:num_tokens]), (grid, layout, num_tokens)
+
+
 @pytest.mark.parametrize("num_tokens", NUM_TOKENS)
 def test_all_outputs_are_written_and_nothing_beside_them(isa: Isa, num_tokens: int) -> None:
     weight = _weight("ternary", (45, 75, 1), 45)

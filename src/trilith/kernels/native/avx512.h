@@ -9,6 +9,18 @@
 #define AVX512_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 #define AVX512_INLINE static inline __attribute__((always_inline, target(AVX512_FEATURES)))
 
+AVX512_INLINE __m512i broadcast(const int8_t *values) {
+    int32_t four;
+    memcpy(&four, values, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* In assembler, since gcc 12 copies the sums of the intrinsic to other registers and to memory. */
+AVX512_INLINE __m512i dot(__m512i sum, __m512i codes, __m512i four) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(four));
+    return sum;
+}
+
 AVX512_INLINE __m512i times3(__m512i bytes) {
     return _mm512_add_epi8(bytes, _mm512_add_epi8(bytes, bytes));
 }

@@ -94,6 +94,18 @@ int reserve(workspace *space, int64_t bytes) {
     return space->memory ? 0 : -1;
 }
 
+/* Of a worker; AMX hands products to VNNI. */
+static int64_t scratch_bytes_of(const product *p) {
+#ifdef __x86_64__
+    int64_t bytes = p->isa == AMX ? 2 * unpacked_bytes(p) : 0;
+    int64_t vnni_bytes = p->isa == AMX || p->isa == VNNI ? vnni_scratch_bytes() : 0;
+    return p->num_tokens == 1 ? 0 : bytes > vnni_bytes ? bytes : vnni_bytes;
+#else
+    (void)p;
+    return 0;
+#endif
+}
+
 int multiply(
     const weight *w, const float *x, float *out, int64_t num_tokens, const settings *how,
     workspace *space, const quantized *keep) {
@@ -113,8 +125,7 @@ int multiply(
     int64_t values_bytes = ceil_div(num_tokens, p.panel_rows) * p.panel_rows * row_bytes;
     int64_t sums_bytes = up_to_line(num_tokens * w->num_groups * (int64_t)sizeof(int32_t));
     int64_t scale_bytes = up_to_line(num_tokens * (int64_t)sizeof(float));
-    int unpacks = (how->isa == VNNI || how->isa == AMX) && num_tokens > 1;
-    p.scratch_bytes = unpacks ? 2 * unpacked_bytes(&p) : 0;
+    p.scratch_bytes = scratch_bytes_of(&p);
     int64_t total = values_bytes + sums_bytes + scale_bytes + threads * p.scratch_bytes;
     if (reserve(space, total)) return -1;
     p.values = (int8_t *)space->memory;

@@ -54,8 +54,10 @@ typedef struct {
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
 kernel linear_scalar, linear_avx2, linear_vnni, linear_amx, linear_neon;
 
-/* linear_vnni for a product of one token. */
+/* linear_vnni for a product of one token, and of many with so many bytes of scratch. */
 void linear_vnni_one(const product *p, int64_t first, int64_t last);
+kernel linear_vnni_many;
+int64_t vnni_scratch_bytes(void);
 
 /* Quantize tokens first .. last - 1 of x [num_tokens, num_in] into values, sums and scale. */
 typedef void quantizer(const product *p, const float *x, int64_t first, int64_t last);

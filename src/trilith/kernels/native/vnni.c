@@ -1,4 +1,4 @@
-/* AVX-512 VNNI: one vpdpbusd is 16 outputs x 4 inputs of one token. */
+/* AVX-512 VNNI for a few tokens: one vpdpbusd is 16 outputs x 4 inputs of one token. */
 #include "trilith.h"
 
 #ifdef __x86_64__
@@ -8,12 +8,6 @@
 #define INLINE static inline __attribute__((always_inline, target(AVX512_FEATURES)))
 
 enum { MAX_TOKENS = 8, FEW_TOKENS = 16, PREFETCH_BYTES = 2048 };
-
-INLINE __m512i broadcast(const int8_t *values) {
-    int32_t four;
-    memcpy(&four, values, sizeof four);
-    return _mm512_set1_epi32(four);
-}
 
 /* Rows of unpacked codes of two blocks, from place `quad` of the group, by `tokens` tokens. */
 INLINE void add_rows(
@@ -25,8 +19,8 @@ INLINE void add_rows(
         __m512i right = _mm512_loadu_si512(rows[1] + row * STEP);
         for (int t = 0; t < tokens; t++) {
             __m512i four = broadcast(x + t * STEP);
-            sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], left, four);
-            sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], right, four);
+            sums[t][0] = dot(sums[t][0], left, four);
+            sums[t][1] = dot(sums[t][1], right, four);
         }
     }
 }
@@ -49,17 +43,6 @@ INLINE void group_of_few(
         }
         add_rows(p, values, planes_of(layout) * i, planes_of(layout), tokens, rows, sums);
     }
-}
-
-/* Many tokens, by rows that were unpacked for all of them. */
-INLINE void group_of_many(
-    const product *p, int tokens, int64_t token, int64_t group, const uint8_t *const *rows,
-    __m512i (*sums)[2]) {
-    int64_t at = group * p->group_steps * STEP * BLOCK;
-    const uint8_t *own[2] = {rows[0] + at, rows[1] + at};
-    for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
-    int64_t num_rows = p->group_tiles * planes_of(p->weight.layout);
-    add_rows(p, values_of(p, token, group), 0, num_rows, tokens, own, sums);
 }
 
 /* Scale the sums of one group and add them to the totals. */
@@ -90,19 +73,14 @@ INLINE void write_out(
     }
 }
 
-/* All groups of `tokens` tokens and two blocks of outputs; block[1] may repeat block[0]. Without
- * rows the tiles are unpacked here. */
+/* All groups of `tokens` tokens and two blocks of outputs; block[1] may repeat block[0]. */
 INLINE void compute(
-    const product *p, int layout, int tokens, int64_t token, const int64_t *block,
-    const uint8_t *const *rows) {
+    const product *p, int layout, int tokens, int64_t token, const int64_t *block) {
     __m512 total[MAX_TOKENS][2];
     for (int t = 0; t < tokens; t++) total[t][0] = total[t][1] = _mm512_setzero_ps();
     for (int64_t group = 0; group < p->weight.num_groups; group++) {
         __m512i sums[MAX_TOKENS][2];
-        if (rows)
-            group_of_many(p, tokens, token, group, rows, sums);
-        else
-            group_of_few(p, layout, tokens, token, group, block, sums);
+        group_of_few(p, layout, tokens, token, group, block, sums);
         add_scaled(p, tokens, token, group, block, sums, total);
     }
     write_out(p, tokens, token, block, total);
@@ -112,24 +90,10 @@ INLINE void few_tokens(const product *p, int layout, int64_t first, int64_t last
     for (int64_t at = first; at < last; at += 2) {
         int64_t block[2] = {at, min64(at + 1, last - 1)};
         int64_t token = 0;
-        for (; token + 8 <= p->num_tokens; token += 8) compute(p, layout, 8, token, block, NULL);
-        for (; token + 4 <= p->num_tokens; token += 4) compute(p, layout, 4, token, block, NULL);
-        for (; token + 2 <= p->num_tokens; token += 2) compute(p, layout, 2, token, block, NULL);
-        for (; token < p->num_tokens; token++) compute(p, layout, 1, token, block, NULL);
-    }
-}
-
-INLINE void many_tokens(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
-    uint8_t *rows[2] = {scratch, scratch + unpacked_bytes(p)};
-    const uint8_t *const *unpacked = (const uint8_t *const *)rows;
-    for (int64_t at = first; at < last; at += 2) {
-        int64_t block[2] = {at, min64(at + 1, last - 1)};
-        int64_t token = 0;
-        unpack(p, block[0], rows[0]);
-        unpack(p, block[1], rows[1]);
-        for (; token + 8 <= p->num_tokens; token += 8) compute(p, 0, 8, token, block, unpacked);
-        for (; token + 2 <= p->num_tokens; token += 2) compute(p, 0, 2, token, block, unpacked);
-        for (; token < p->num_tokens; token++) compute(p, 0, 1, token, block, unpacked);
+        for (; token + 8 <= p->num_tokens; token += 8) compute(p, layout, 8, token, block);
+        for (; token + 4 <= p->num_tokens; token += 4) compute(p, layout, 4, token, block);
+        for (; token + 2 <= p->num_tokens; token += 2) compute(p, layout, 2, token, block);
+        for (; token < p->num_tokens; token++) compute(p, layout, 1, token, block);
     }
 }
 
@@ -138,7 +102,7 @@ TARGET void linear_vnni(const product *p, int64_t first, int64_t last, uint8_t *
     if (p->num_tokens == 1)
         linear_vnni_one(p, first, last);
     else if (p->num_tokens > FEW_TOKENS)
-        many_tokens(p, first, last, scratch);
+        linear_vnni_many(p, first, last, scratch);
     else if (p->weight.layout == BITS2)
         few_tokens(p, BITS2, first, last);
     else if (p->weight.layout == BASE3)

@@ -16,12 +16,6 @@
 /* Far enough to reach into the next block: blocks lie behind each other. */
 enum { PREFETCH_BYTES = 4096, NUM_BYTES = 256 };
 
-INLINE __m512i broadcast(const int8_t *values) {
-    int32_t four;
-    memcpy(&four, values, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-
 INLINE __m512i load_ahead(const uint8_t *packed) {
     _mm_prefetch((const char *)(packed + PREFETCH_BYTES), _MM_HINT_T0);
     return _mm512_loadu_si512(packed);
