@@ -81,6 +81,11 @@ class Case(NamedTuple):
         return self.work / "evolution" / f"{self.subject}-{self.seed}-{name}"
 
     @property
+    def is_finished(self) -> bool:
+        """True once its models are there."""
+        return (self.folder / "metrics.json").is_file()
+
+    @property
     def tokens(self) -> Path:
         """Where the shards lie, with the corpus beside them."""
         return SUBJECTS[self.subject].tokens(self.work)
@@ -103,9 +108,10 @@ def main() -> None:
     options = _options()
     prepare_cpu(1)
     cases = list(_cases(options))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(teach, {(case.subject, case.seed): case for case in cases}.values()))
-        list(tqdm(pool.map(_evolve, cases), total=len(cases), unit="run"))
+    if options.finished:
+        cases = [case for case in cases if case.is_finished]
+    else:
+        _run_missing(cases, jobs=options.jobs)
     scores = [
         score_run(case.folder, case.dense_dir / "dense", case.tokens)
         for case in tqdm(cases, unit="run")
@@ -124,12 +130,19 @@ def main() -> None:
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def _run_missing(cases: list[Case], *, jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(teach, {(case.subject, case.seed): case for case in cases}.values()))
+        list(tqdm(pool.map(_evolve, cases), total=len(cases), unit="run"))
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--finished", action="store_true", help="start no run: show what there is")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/twins")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser.parse_args()
@@ -162,7 +175,7 @@ def teach(case: Case) -> None:
 
 
 def _evolve(case: Case) -> None:
-    if not (case.folder / "metrics.json").is_file():
+    if not case.is_finished:
         out = (f"out_dir={case.folder}/models", f"metrics_dir={case.folder}")
         teacher = f"inputs.teacher={teacher_dir(case)}"
         run_stage("evolve", *case.place, *ARMS[case.arm], *out, teacher)
@@ -190,6 +203,7 @@ def _rows(cases: list[Case], scores: list[dict[str, Scores]]) -> Iterator[dict[s
                 "subject": name,
                 "arm": arm,
                 "model": model,
+                "seeds": seeds,
                 "num_steps": runs[0][1][model].num_steps,
                 "loss_nats": nats,
                 "dense_nats": base,

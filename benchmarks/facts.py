@@ -67,7 +67,7 @@ def _measure(seed: int, work: Path) -> dict[str, float]:
     facts = _facts(seed)
     tokens = case.tokens
     teach(case)
-    if not (case.folder / "metrics.json").is_file():
+    if not case.is_finished:
         planted = case.folder / "facts.jsonl"
         planted.parent.mkdir(parents=True, exist_ok=True)
         planted.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
