@@ -5,29 +5,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from tests.training.conftest import RECIPE
 
 from trilith.model import ModelConfig, build_model
 from trilith.training.recipe import Recipe, build_optimizer
 
-COSINE = Recipe(
-    optimizer="adamw",
-    schedule="cosine",
-    peak_lr=1.0,
-    reference_width=None,
-    warmup_steps=10,
-    final_lr_share=0.1,
-    decay_share=None,
-    second_stage_lr_share=None,
-    weight_decay=0.1,
-    second_half_weight_decay=0.0,
-    beta1=0.9,
-    beta2=0.95,
-    clip_norm=1.0,
-    dense_share=0.0,
-    ramp_share=0.0,
-    z_loss=0.0,
-    latent_noise=0.0,
-)
+COSINE = replace(RECIPE, peak_lr=1.0, warmup_steps=10)
 WSD = replace(COSINE, schedule="wsd", decay_share=0.2)
 TWO_STAGE = replace(COSINE, schedule="two_stage", second_stage_lr_share=0.4, final_lr_share=0.0)
 
