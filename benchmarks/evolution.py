@@ -100,6 +100,7 @@ class Case(NamedTuple):
             f"inputs.tokens={self.tokens}",
             f"inputs.corpus={self.tokens.parent / 'corpus'}",
             f"inputs.checkpoints={self.dense_dir}",
+            f"evolve.answer_length={SUBJECTS[self.subject].answer_length}",
         )
 
 
@@ -112,10 +113,7 @@ def main() -> None:
         cases = [case for case in cases if case.is_finished]
     else:
         _run_missing(cases, jobs=options.jobs)
-    scores = [
-        score_run(case.folder, case.dense_dir / "dense", case.tokens)
-        for case in tqdm(cases, unit="run")
-    ]
+    scores = [_score(case) for case in tqdm(cases, unit="run")]
     rows = list(_rows(cases, scores))
     _print_table(rows)
     differences = list(_differences(rows))
@@ -179,6 +177,13 @@ def _evolve(case: Case) -> None:
         out = (f"out_dir={case.folder}/models", f"metrics_dir={case.folder}")
         teacher = f"inputs.teacher={teacher_dir(case)}"
         run_stage("evolve", *case.place, *ARMS[case.arm], *out, teacher)
+
+
+def _score(case: Case) -> dict[str, Scores]:
+    answer_length = SUBJECTS[case.subject].answer_length
+    return score_run(
+        case.folder, case.dense_dir / "dense", case.tokens, answer_length=answer_length
+    )
 
 
 def _rows(cases: list[Case], scores: list[dict[str, Scores]]) -> Iterator[dict[str, Any]]:

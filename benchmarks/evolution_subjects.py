@@ -13,12 +13,16 @@ VOCAB_SIZE = 2048
 
 
 class Trained(NamedTuple):
-    """A dense model that is trained first: on which corpus, how, for how many steps."""
+    """A dense model that is trained first: on which corpus, how, for how many steps.
+
+    `answer_length` is the tokens of an instruction with its answer.
+    """
 
     corpus: str
     model: str
     arm: Arm
     num_steps: int
+    answer_length: int = 128
 
     def tokens(self, work: Path) -> Path:
         """Where its shards lie, with the corpus beside them."""
@@ -43,11 +47,15 @@ class Trained(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A dense model of another project; `name` is that of its folder in the work folder."""
+    """A dense model of another project; `name` is that of its folder in the work folder.
+
+    Its tokens are short: the same text takes twice as many as with ours.
+    """
 
     corpus: str
     path: Path
     name: str
+    answer_length: int = 256
 
     def tokens(self, work: Path) -> Path:
         """Where its shards lie, with the corpus beside them."""

@@ -65,3 +65,12 @@ def test_prose_gives_paragraphs_that_follow_each_other() -> None:
     second = "Except at occasional intervals, when it was checked by a violent gust of wind."
     found = derive(f"{first}\r\n\r\n{second}\r\n\r\nshort", "text")
     assert found == [(CONTINUE + first.replace("\r\n", " "), second)]
+
+
+def test_where_no_line_is_blank_every_line_is_a_paragraph() -> None:
+    first, second = (
+        "One day a girl found a needle in her room. " * 2,
+        "She showed it to her mother. " * 2,
+    )
+    found = derive(f"{first}\n{second}\n", "text")
+    assert found == [(CONTINUE + first.strip(), second.strip())]

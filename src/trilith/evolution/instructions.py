@@ -90,7 +90,10 @@ def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _from_prose(text: str) -> Iterator[tuple[str, str]]:
-    paragraphs = [" ".join(part.split()) for part in text.replace("\r\n", "\n").split("\n\n")]
+    text = text.replace("\r\n", "\n")
+    # Where no line is blank, every line is a paragraph.
+    parts = text.split("\n\n") if "\n\n" in text.strip() else text.split("\n")
+    paragraphs = [" ".join(part.split()) for part in parts]
     for first, second in pairwise(paragraphs):
         lengths = (len(first), len(second))
         if all(_MIN_PARAGRAPH_CHARS <= n <= _MAX_PARAGRAPH_CHARS for n in lengths):
