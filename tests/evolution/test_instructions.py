@@ -73,4 +73,4 @@ def test_where_no_line_is_blank_every_line_is_a_paragraph() -> None:
         "She showed it to her mother. " * 2,
     )
     found = derive(f"{first}\n{second}\n", "text")
-    assert found == [(CONTINUE + first.strip(), second.strip())]
+    assert found == [(CONTINUE + first, second)]
