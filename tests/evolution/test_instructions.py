@@ -68,9 +68,7 @@ def test_prose_gives_paragraphs_that_follow_each_other() -> None:
 
 
 def test_where_no_line_is_blank_every_line_is_a_paragraph() -> None:
-    first, second = (
-        "One day a girl found a needle in her room. " * 2,
-        "She showed it to her mother. " * 2,
-    )
+    first = "One day a girl found a needle in her room, and it was sharp."
+    second = "She showed it to her mother, who was sewing a shirt."
     found = derive(f"{first}\n{second}\n", "text")
     assert found == [(CONTINUE + first, second)]
