@@ -38,11 +38,16 @@ def _arm(file: str, *overrides: str, **num_steps: int) -> tuple[str, ...]:
 
 NO_CONTROL = "evolve.control=false"
 SEVEN_ALONE = "~evolve.phases.ternary"
+NO_TEACHER = ("evolve.kl_weight=0", "evolve.top_k=null")
 DESCENT = _arm("prime_descent", prime7=PHASE_STEPS, ternary=PHASE_STEPS)
 ARMS = {
     "descent": DESCENT,
     "descent, 2,000 steps": _arm("prime_descent", prime7=LONG, ternary=LONG),
     "direct": _arm("direct_ternary", NO_CONTROL, ternary=2 * PHASE_STEPS),
+    "direct, 2,000 steps": _arm("direct_ternary", NO_CONTROL, ternary=2 * LONG),
+    "direct, 2,000 steps, no teacher": _arm(
+        "direct_ternary", NO_CONTROL, *NO_TEACHER, ternary=2 * LONG
+    ),
     "7 levels alone": _arm("prime_descent", SEVEN_ALONE, prime7=2 * PHASE_STEPS),
     "7, 5, 3 levels": _arm("prime5_descent", NO_CONTROL, prime7=167, prime5=167, ternary=166),
     "two planes": _arm("planes_descent", NO_CONTROL, planes=PHASE_STEPS, ternary=PHASE_STEPS),
@@ -51,7 +56,7 @@ ARMS = {
     "text first": (*DESCENT, NO_CONTROL, "evolve.text_share=0.5"),
     "gptq fit": (*DESCENT, NO_CONTROL, "evolve.fit=gptq"),
     "whole teacher": (*DESCENT, NO_CONTROL, "evolve.top_k=null"),
-    "no teacher": (*DESCENT, NO_CONTROL, "evolve.kl_weight=0", "evolve.top_k=null"),
+    "no teacher": (*DESCENT, NO_CONTROL, *NO_TEACHER),
     "noise 0.1": (*DESCENT, NO_CONTROL, "evolve.recipe.latent_noise=0.1"),
     "Trinity's formula": _arm("trinity", NO_CONTROL, prime7_unscaled=2 * PHASE_STEPS),
     "sign": _arm("direct_sign", NO_CONTROL, sign=2 * PHASE_STEPS),
