@@ -56,7 +56,7 @@ def run(folder: Path, *command: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
