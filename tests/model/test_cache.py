@@ -153,27 +153,6 @@ def test_a_part_is_that_of_plain_softmax(mask: str | None) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("window", WINDOWS)
-def test_a_cache_goes_back_to_what_it_was(bits: int, window: int | None) -> None:
-    rows = _rows(44)
-    cache = _filled(_cache(bits, window), rows, [22, 22])
-    cache.rewind(41)
-    assert cache.length == 41
-    expected = _seen(_filled(_cache(bits, window), rows[:, :, :41], [41]))
-    assert all(map(torch.equal, _seen(cache), expected))
-    cache.rewind(20)
-    # Blocks that were closed cannot be opened again.
-    start = 0 if window is None else 3
-    assert cache.length == (20 if bits >= 16 else start)
-
-
-def test_a_window_that_dropped_tokens_does_not_go_back() -> None:
-    cache = _filled(_cache(32, 45), _rows(60), [30, 30])
-    cache.rewind(59)
-    assert cache.length == 0
-
-
-@pytest.mark.parametrize("bits", BITS)
 def test_bytes_are_those_of_the_bits_and_their_scales(bits: int) -> None:
     cache = _cache(bits, capacity=3200)
     rows = TOY.num_layers * 2 * TOY.num_kv_heads * 3200

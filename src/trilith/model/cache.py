@@ -161,18 +161,3 @@ class KVCache:
             num = min(to.shape[3], given.shape[3])
             to[:, :, :, :num] = given[:, :, :, :num]
         self.length = length
-
-    def rewind(self, length: int) -> None:
-        """Forget the newest tokens, down to `length` or, where blocks were closed, a little below.
-
-        A window that has dropped tokens cannot give them back: then all are forgotten.
-        """
-        assert 0 <= length <= self.length, length
-        if length == self.length:
-            return
-        if self.config.window is not None and self.length > self.capacity:
-            length = 0
-        is_open = length >= self.sinks + (self.length - self.sinks) // KEY_BLOCK * KEY_BLOCK
-        if self.config.bits < 16 and length > self.sinks and not is_open:
-            length -= (length - self.sinks) % KEY_BLOCK
-        self.length = length
