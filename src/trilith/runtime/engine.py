@@ -21,7 +21,7 @@ from trilith.runtime.room import require_memory
 from trilith.runtime.static_decoder import StaticDecoder
 
 # Tokens of a prompt that `generate` runs at once, where layers are held: the grain in which caches
-# are kept. 128 are hardly faster, 32 are slower; whole blocks of a quantized cache.
+# are kept, whole blocks of a quantized cache.
 _PART_TOKENS = 64
 
 
