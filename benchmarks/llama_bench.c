@@ -22,7 +22,6 @@ static const struct {
 #ifdef IK_LLAMA
     {"IQ1_BN", LLAMA_FTYPE_MOSTLY_IQ1_BN},
     {"IQ2_BN", LLAMA_FTYPE_MOSTLY_IQ2_BN},
-    {"IQ2_BN_R4", LLAMA_FTYPE_MOSTLY_IQ2_BN_R4},
 #else
     {"TQ1_0", LLAMA_FTYPE_MOSTLY_TQ1_0},
     {"TQ2_0", LLAMA_FTYPE_MOSTLY_TQ2_0},
