@@ -39,15 +39,17 @@ def _arm(file: str, *overrides: str, **num_steps: int) -> tuple[str, ...]:
 NO_CONTROL = "evolve.control=false"
 SEVEN_ALONE = "~evolve.phases.ternary"
 NO_TEACHER = ("evolve.kl_weight=0", "evolve.top_k=null")
+FADING = "evolve.kl_share=0.25"
 DESCENT = _arm("prime_descent", prime7=PHASE_STEPS, ternary=PHASE_STEPS)
 ARMS = {
     "descent": DESCENT,
     "descent, 2,000 steps": _arm("prime_descent", prime7=LONG, ternary=LONG),
     "direct": _arm("direct_ternary", NO_CONTROL, ternary=2 * PHASE_STEPS),
-    "direct, 2,000 steps": _arm("direct_ternary", NO_CONTROL, ternary=2 * LONG),
-    "direct, 2,000 steps, no teacher": _arm(
-        "direct_ternary", NO_CONTROL, *NO_TEACHER, ternary=2 * LONG
+    "descent, 2,000 steps, fading": _arm(
+        "prime_descent", NO_CONTROL, FADING, prime7=LONG, ternary=LONG
     ),
+    "direct, 2,000 steps, fading": _arm("direct_ternary", NO_CONTROL, FADING, ternary=2 * LONG),
+    "direct, 2,000 steps, no teacher": _arm("direct_ternary", *NO_TEACHER, ternary=2 * LONG),
     "7 levels alone": _arm("prime_descent", SEVEN_ALONE, prime7=2 * PHASE_STEPS),
     "7, 5, 3 levels": _arm("prime5_descent", NO_CONTROL, prime7=167, prime5=167, ternary=166),
     "two planes": _arm("planes_descent", NO_CONTROL, planes=PHASE_STEPS, ternary=PHASE_STEPS),

@@ -1,5 +1,7 @@
 """The evolution at toy size: fits before the first step, phases without steps, packed answers."""
 
+import csv
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from trilith.training.evolve import EvolveInputs, evolve
 from trilith.training.evolve_config import EvolveConfig, Phase
 from trilith.training.fit import RunPlace
 from trilith.training.module import cross_entropy
-from trilith.training.teaching import Teacher
+from trilith.training.teaching import Schooling, Teacher, keep_predictions
 
 MARKS = Marks(bos=1, user=4, assistant=5, end=6, pad=3)
 FITTED = QuantConfig("ternary", "least_squares", "row", None, 8)
@@ -90,6 +92,7 @@ def config(phases: dict[str, Phase], **changes: Any) -> EvolveConfig:
         "fit": "plain",
         "calibration_windows": 4,
         "kl_weight": 1.0,
+        "kl_share": None,
         "teacher": None,
         "text_share": 0.0,
         "kl_budget": None,
@@ -161,6 +164,11 @@ def mean_loss(model: Transformer, batches: list[Any]) -> float:
     return sum(losses) / len(losses)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @torch.no_grad()
 def test_packed_answers_have_the_loss_that_they_have_alone(
     tokens_dir: Path, toy: ModelConfig
@@ -186,6 +194,8 @@ def test_packed_answers_have_the_loss_that_they_have_alone(
         ({"text_share": 1.0}, "text_share=1.0 must lie in"),
         ({"patience": 0}, "patience=0 must be at least 1, or null"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"kl_share": 0.0}, r"kl_share=0.0 must lie in \(0, 1\], or be null"),
+        ({"kl_share": 0.5, "kl_weight": 0.0}, "kl_share=0.5 has no effect with evolve.kl_weight"),
         ({"top_k": 8, "kl_weight": 0.0}, "top_k=8 has no effect with evolve.kl_weight=0"),
         ({"kl_budget": 0.1}, "kl_budget=0.1 with evolve.move_share=None; set both"),
         ({"kl_budget": 0.0, "move_share": 0.5}, "kl_budget=0.0 must be positive"),
@@ -278,6 +288,25 @@ def test_layers_move_within_the_budget(
     shares = [v for k, v in metrics.items() if k.startswith("evolved_ternary/quant/level_share/")]
     assert len(shares) == 3 and sum(shares) == pytest.approx(1)
     assert metrics["evolved_ternary/train/kl_nats"] > 0
+
+
+def test_the_teacher_fades_over_all_phases(
+    tokens_dir: Path, toy: ModelConfig, place: RunPlace, tmp_path: Path
+) -> None:
+    dense = twin(tokens_dir, toy)
+    rows = answers(tokens_dir, encode_instructions)
+    phases = {"prime7": Phase(PRIME7, 4), "ternary": Phase(FITTED, 4)}
+    options = config(phases, kl_share=0.75, top_k=4, control=False)
+    assert [options.pull(step) for step in (0, 3, 6, 7)] == [1.0, 0.5, 0.0, 0.0]
+    inputs = inputs_of(dense, tokens_dir, rows, rows)._replace(taught_dir=tmp_path / "taught")
+    train = replace(TRAIN, validation_batches=2)
+    schooling = Schooling(options, train, tokens_dir, num_ranks=1, seed=place.seed)
+    kept = keep_predictions(inputs.teacher, schooling, inputs.taught_dir)
+    assert kept["teacher/num_windows"] == 6 * TRAIN.micro_batch_size
+    run(inputs, options, place, tmp_path / "out")
+    curves = [place.metrics_dir / f"curves/evolved_{phase}/steps.csv" for phase in phases]
+    nats = [float(row["kl_nats"] or "nan") for path in curves for row in read_csv(path)]
+    assert [math.isfinite(value) for value in nats] == [True] * 6 + [False] * 2
 
 
 def test_what_is_no_dense_model_cannot_teach(

@@ -22,11 +22,13 @@ class EvolveBatch(NamedTuple):
     """Plain text and answers of one step; they differ in length, so they stay apart.
 
     `answers` is None while a phase sees text alone, `taught` where the teacher is asked itself.
+    `pull` is the share of the teacher's weight that holds, in [0, 1].
     """
 
     plain: Batch
     answers: Batch | None
     taught: TopPredictions | None
+    pull: float
 
 
 class EvolveBatches:
@@ -38,6 +40,7 @@ class EvolveBatches:
         teacher: predictions kept for the windows, if any.
         first: position of the first batch, counted over all phases.
         num_text: so many batches have text alone.
+        pull: of a position counted over all phases.
     """
 
     def __init__(
@@ -48,25 +51,30 @@ class EvolveBatches:
         teacher: TeacherCache | None,
         first: int,
         num_text: int,
+        pull: Callable[[int], float],
     ) -> None:
         self.plain = plain
         self.answers = answers
         self.teacher = teacher
         self.first = first
         self.num_text = num_text
+        self.pull = pull
 
     def batch(self, position: int) -> EvolveBatch:
         """Return the batch at `position`, counted from `first` over all epochs."""
         place = self.first + position
         answers = None if position < self.num_text else self.answers.batch(place)
-        taught = None if self.teacher is None else self.teacher.predictions(place)
-        return EvolveBatch(self.plain.batch(place), answers, taught)
+        pull = self.pull(place)
+        taught = self.teacher.predictions(place) if self.teacher is not None and pull else None
+        return EvolveBatch(self.plain.batch(place), answers, taught, pull)
 
 
 def evolve_objective(
     teacher: Transformer, *, kl_weight: float, top_k: int | None, z_loss: float
 ) -> Objective:
-    """Cross-entropy of plain text and answers, plus `kl_weight` times the pull of the teacher.
+    """Cross-entropy of plain text and answers, plus what pulls towards the teacher.
+
+    That is its divergence, times `kl_weight`, times the batch's `pull`.
 
     The teacher is asked for batches without kept predictions alone; of what it says the `top_k`
     likeliest tokens count on their own, or all if that is None.
@@ -93,10 +101,11 @@ def evolve_objective(
             total = (plain * num_plain + answers * num_answers) / (num_plain + num_answers)
         if z_loss:
             total = total + z_loss * z_penalty(logits, batch.plain)
-        if not kl_weight:
+        weight = kl_weight * batch.pull
+        if not weight:
             return Loss(total, plain.detach())
         kl_nats = divergence(logits, batch)
-        return Loss(total + kl_weight * kl_nats, plain.detach(), kl_nats.detach())
+        return Loss(total + weight * kl_nats, plain.detach(), kl_nats.detach())
 
     return objective
 

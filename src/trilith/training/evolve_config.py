@@ -42,9 +42,10 @@ class EvolveConfig:
     `move_share` of the steps. Without one all layers move before the first step.
 
     `kl_weight` times the forward KL divergence from the teacher on the plain text is added to the
-    cross-entropy; of the teacher's predictions the `top_k` likeliest count on their own, as the
-    stage `teach` keeps them, or all of them, computed step by step, if that is null. `patience`
-    validations in a row without a lower held-out loss end a phase; null never does. With `control`
+    cross-entropy. With a `kl_share` it falls linearly to nothing over that share of the steps of
+    all phases, so that a long evolution can learn beyond its teacher. Of the teacher's predictions
+    the `top_k` likeliest count on their own, as the stage `teach` keeps them, or all of them,
+    computed step by step, if that is null. `patience` validations in a row without a lower held-out loss end a phase; null never does. With `control`
     the teacher is also trained on without a grid, on the same batches.
     """
 
@@ -60,6 +61,7 @@ class EvolveConfig:
     kl_budget: float | None
     move_share: float | None
     kl_weight: float
+    kl_share: float | None
     top_k: int | None
     patience: int | None
     control: bool
@@ -93,10 +95,30 @@ class EvolveConfig:
         """Optimizer steps of all phases."""
         return sum(phase.num_steps for phase in self.phases.values())
 
+    @property
+    def num_taught_steps(self) -> int:
+        """The first so many of them see the teacher's predictions."""
+        if not self.kl_weight:
+            return 0
+        return math.ceil((self.kl_share or 1.0) * self.num_steps)
+
+    def pull(self, step: float) -> float:
+        """Share of `kl_weight` that holds at a step counted over all phases, in [0, 1]."""
+        if self.kl_share is None:
+            return 1.0
+        return max(0.0, 1.0 - step / (self.kl_share * self.num_steps))
+
     def _check_teacher(self) -> None:
         if not 0 <= self.kl_weight < math.inf:
             raise ValueError(
                 f"evolve.kl_weight={self.kl_weight} must not be negative, and be finite"
+            )
+        if self.kl_share is not None and not 0 < self.kl_share <= 1:
+            raise ValueError(f"evolve.kl_share={self.kl_share} must lie in (0, 1], or be null")
+        if self.kl_share is not None and not self.kl_weight:
+            raise ValueError(
+                f"evolve.kl_share={self.kl_share} has no effect with evolve.kl_weight=0; set it "
+                "to null"
             )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"evolve.top_k={self.top_k} must be at least 1, or null for all")

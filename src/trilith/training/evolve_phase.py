@@ -142,6 +142,7 @@ def _batches(job: Job, setting: Setting) -> EvolveBatches:
         teacher=setting.taught if job.quant else None,
         first=job.first_step * setting.batches_per_step,
         num_text=job.num_text_steps * setting.batches_per_step,
+        pull=lambda place: config.pull(place / setting.batches_per_step),
     )
 
 

@@ -162,8 +162,7 @@ class LanguageModule(lightning.LightningModule):
         self.grad_norm = gathered(nn.utils.get_total_norm(grads))
         nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, self.grad_norm)
         self.loss_nats = self._mean_of(self.micro_losses)
-        if self.micro_kls:
-            self.kl_nats = self._mean_of(self.micro_kls)
+        self.kl_nats = self._mean_of(self.micro_kls) if self.micro_kls else None
 
     def _mean_of(self, parts: list[Tensor]) -> Tensor:
         """Mean over micro-batches and devices; the parts are cleared."""

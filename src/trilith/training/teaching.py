@@ -39,7 +39,7 @@ class Schooling(NamedTuple):
 
 
 def keep_predictions(teacher: Teacher, schooling: Schooling, out_dir: Path) -> dict[str, Any]:
-    """Keep the teacher's predictions for all steps of the evolution; return flat metrics.
+    """Keep the teacher's predictions for all steps that see them; return flat metrics.
 
     Where the configuration keeps none, `out_dir` holds an empty list of them.
 
@@ -48,7 +48,7 @@ def keep_predictions(teacher: Teacher, schooling: Schooling, out_dir: Path) -> d
     """
     check_teacher(teacher, schooling)
     config, train = schooling.config, schooling.train
-    num_batches = config.num_steps * train.accumulate * schooling.num_ranks
+    num_batches = config.num_taught_steps * train.accumulate * schooling.num_ranks
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return teach(
         teacher.checkpoint.model.eval().to(device),
