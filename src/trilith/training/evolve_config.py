@@ -45,8 +45,9 @@ class EvolveConfig:
     cross-entropy. With a `kl_share` it falls linearly to nothing over that share of the steps of
     all phases, so that a long evolution can learn beyond its teacher. Of the teacher's predictions
     the `top_k` likeliest count on their own, as the stage `teach` keeps them, or all of them,
-    computed step by step, if that is null. `patience` validations in a row without a lower held-out loss end a phase; null never does. With `control`
-    the teacher is also trained on without a grid, on the same batches.
+    computed step by step, if that is null. `patience` validations in a row without a lower held-out
+    loss end a phase; null never does. With `control` the teacher is also trained on without a grid,
+    on the same batches.
     """
 
     phases: dict[str, Phase]
