@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from trilith.runtime import Engine
+from trilith.runtime import Engine, most_likely
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def _time_once(engine: Engine, prompt_BT: torch.Tensor, num_new: int) -> tuple[f
     num_sequences, num_prompt = prompt_BT.shape
     cache = engine.new_cache(batch_size=num_sequences, capacity=num_prompt + num_new)
     start = _now(engine)
-    token_B = engine.prefill(prompt_BT, cache=cache).argmax(-1)
+    token_B = most_likely(engine.prefill(prompt_BT, cache=cache))
     prefilled = _now(engine)
     for _ in range(num_new):
-        token_B = engine.decode_one_token(token_B, cache=cache).argmax(-1)
+        token_B = most_likely(engine.decode_one_token(token_B, cache=cache))
     return prefilled - start, _now(engine) - prefilled
 
 

@@ -13,7 +13,7 @@ from trilith.runtime.memory import (
     longest_context,
     plan_inference,
 )
-from trilith.runtime.sampling import Sampler, SamplingConfig
+from trilith.runtime.sampling import Sampler, SamplingConfig, most_likely
 from trilith.runtime.static_decoder import StaticDecoder
 from trilith.runtime.text import (
     StopCutter,
@@ -41,6 +41,7 @@ __all__ = [
     "TextTokenizer",
     "file_bytes",
     "longest_context",
+    "most_likely",
     "plan_inference",
     "stream_text",
     "until_stop_string",

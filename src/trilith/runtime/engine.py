@@ -138,7 +138,6 @@ class Engine:
         last_BD = hidden_BTD[:, -1]
         return self.model.head(last_BD) if self.decoder is None else self.decoder.logits(last_BD)
 
-    @torch.inference_mode()
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
         return self.decode_together(tokens_B, caches=[cache])

@@ -56,8 +56,9 @@ class NativeDecoder:
         """
         config = self._model.config
         assert len(tokens_B) == sum(cache.batch_size for cache in caches), tokens_B.shape
-        if int(tokens_B.min()) < 0 or int(tokens_B.max()) >= config.vocab_size:
-            raise IndexError(f"token ids {tokens_B.tolist()} are not in 0..{config.vocab_size - 1}")
+        ids = tokens_B.tolist()
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
+            raise IndexError(f"token ids {ids} are not in 0..{config.vocab_size - 1}")
         for cache in caches:
             cache.require_room(1)
         tokens_B = tokens_B.long().contiguous()

@@ -67,7 +67,7 @@ class Sampler:
             logits_BV.float(), seen_BS=seen_BS, penalty=config.repetition_penalty
         )
         if config.temperature == 0:
-            return logits_BV.argmax(dim=-1)
+            return most_likely(logits_BV)
         # Largest logit first to zero: a tiny temperature must not overflow.
         logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / config.temperature
         if config.top_k is not None:
@@ -76,6 +76,16 @@ class Sampler:
             logits_BV = keep_top_p(logits_BV, config.top_p)
         probabilities_BV = logits_BV.softmax(dim=-1)
         return torch.multinomial(probabilities_BV, 1, generator=self.generator).squeeze(1)
+
+
+def most_likely(logits_BV: Tensor) -> Tensor:
+    """Return the first of the likeliest tokens of each sequence: int64 [B].
+
+    On the CPU by NumPy, which reads float32 several times as fast as torch's `argmax`.
+    """
+    if logits_BV.is_cpu and logits_BV.dtype == torch.float32:
+        return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=-1))
+    return logits_BV.argmax(dim=-1)
 
 
 def penalize_repetition(logits_BV: Tensor, *, seen_BS: Tensor, penalty: float) -> Tensor:

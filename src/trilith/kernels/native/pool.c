@@ -11,11 +11,16 @@
 
 #include "trilith.h"
 
+/* What a worker needs to join a job, finish it, and sleep. The lock is for sleeping alone: while a
+ * step runs, its jobs begin and end by the counters, since two threads that end a job at the same
+ * time would otherwise meet at the lock, and the system would put one of them to sleep. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    int num_workers, num_asleep;
-    atomic_int places, active;
+    int num_workers;
+    atomic_int num_asleep, caller_asleep;
+    atomic_int places;   /* workers that may still join */
+    atomic_int finished; /* of those that joined */
     chunk_task *task;
     void *context;
     int64_t count;
@@ -30,17 +35,26 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 enum { LOOKS = 32, PAUSES_PER_LOOK = 32 };
 
-/* Wait until *number is zero (or not zero), but not for long. */
-static void look_for(atomic_int *number, int nonzero) {
+/* Wait until *number is (or is no more) a value, but not for long; returns whether it came. */
+static int look_for(atomic_int *number, int value, int equal) {
     for (int look = 0; look < LOOKS; look++) {
         for (int i = 0; i < PAUSES_PER_LOOK; i++) {
-            if ((atomic_load_explicit(number, memory_order_relaxed) != 0) == nonzero) return;
+            if ((atomic_load_explicit(number, memory_order_acquire) == value) == equal) return 1;
 #ifdef __x86_64__
             __builtin_ia32_pause();
 #endif
         }
         sched_yield();
     }
+    return 0;
+}
+
+/* Take one of the places; returns the worker's number, or 0 where none is left. */
+static int join_job(void) {
+    int places = atomic_load(&pool.places);
+    while (places > 0)
+        if (atomic_compare_exchange_weak(&pool.places, &places, places - 1)) return places;
+    return 0;
 }
 
 static void take_chunks(int worker) {
@@ -51,22 +65,31 @@ static void take_chunks(int worker) {
     }
 }
 
+static void leave_job(void) {
+    atomic_fetch_add(&pool.finished, 1);
+    if (!atomic_load(&pool.caller_asleep)) return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_signal(&pool.done);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void sleep_until_called(void) {
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&pool.num_asleep, 1);
+    while (atomic_load(&pool.places) == 0) pthread_cond_wait(&pool.wake, &pool.lock);
+    atomic_fetch_sub(&pool.num_asleep, 1);
+    pthread_mutex_unlock(&pool.lock);
+}
+
 static void *work(void *unused) {
     (void)unused;
-    pthread_mutex_lock(&pool.lock);
     for (;;) {
-        pool.num_asleep++;
-        while (pool.places == 0) pthread_cond_wait(&pool.wake, &pool.lock);
-        pool.num_asleep--;
-        int worker = pool.places--;
-        pool.active++;
-        pthread_mutex_unlock(&pool.lock);
-        take_chunks(worker);
-        pthread_mutex_lock(&pool.lock);
-        if (--pool.active == 0) pthread_cond_signal(&pool.done);
-        pthread_mutex_unlock(&pool.lock);
-        look_for(&pool.places, 1);
-        pthread_mutex_lock(&pool.lock);
+        int worker = join_job();
+        if (worker) {
+            take_chunks(worker);
+            leave_job();
+        }
+        if (!look_for(&pool.places, 0, 0)) sleep_until_called();
     }
     return NULL;
 }
@@ -77,8 +100,8 @@ static void forget_threads(void) {
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
     pthread_mutex_init(&owner, NULL);
-    pool.num_workers = pool.num_asleep = 0;
-    pool.places = pool.active = 0;
+    pool.num_workers = 0;
+    pool.num_asleep = pool.caller_asleep = pool.places = pool.finished = 0;
 }
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_threads); }
@@ -93,6 +116,22 @@ static int start_workers(int wanted) {
     return pool.num_workers < wanted ? pool.num_workers : wanted;
 }
 
+static void wake_sleepers(void) {
+    if (!atomic_load(&pool.num_asleep)) return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void wait_for_others(int joined) {
+    if (look_for(&pool.finished, joined, 1)) return;
+    pthread_mutex_lock(&pool.lock);
+    atomic_store(&pool.caller_asleep, 1);
+    while (atomic_load(&pool.finished) != joined) pthread_cond_wait(&pool.done, &pool.lock);
+    atomic_store(&pool.caller_asleep, 0);
+    pthread_mutex_unlock(&pool.lock);
+}
+
 void run_chunks(int threads, int64_t count, chunk_task *task, void *context) {
     if (threads > count) threads = (int)count;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
@@ -101,21 +140,16 @@ void run_chunks(int threads, int64_t count, chunk_task *task, void *context) {
         return;
     }
     pthread_once(&once, watch_forks);
-    pthread_mutex_lock(&pool.lock);
     pool.task = task;
     pool.context = context;
     pool.count = count;
     atomic_store(&pool.next, 0);
-    pool.places = start_workers(threads - 1);
-    if (pool.num_asleep) pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
+    atomic_store(&pool.finished, 0);
+    int offered = start_workers(threads - 1);
+    atomic_store(&pool.places, offered);
+    wake_sleepers();
     take_chunks(0);
-    pthread_mutex_lock(&pool.lock);
-    pool.places = 0;
-    pthread_mutex_unlock(&pool.lock);
-    look_for(&pool.active, 0);
-    pthread_mutex_lock(&pool.lock);
-    while (pool.active) pthread_cond_wait(&pool.done, &pool.lock);
-    pthread_mutex_unlock(&pool.lock);
+    /* Who has not joined by now no longer can. */
+    wait_for_others(offered - atomic_exchange(&pool.places, 0));
     pthread_mutex_unlock(&owner);
 }

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-enum { CHUNK_ROWS = 64, OCTET = 8 };
+enum { CHUNK_ROWS = 64, OCTET = 8, ROWS_AT_ONCE = 4 };
 /* Float products that are worth another thread. */
 #define MIN_PRODUCTS_PER_THREAD (1 << 17)
 #define INLINE static inline __attribute__((always_inline))
@@ -98,50 +98,78 @@ __attribute__((target("avx2"))) static void coded_avx2(
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
-/* Both octets at once; a look-up takes the low four bits of a lane, so that no mask is needed. */
-TARGET INLINE __m512 levels_of(const uint8_t *codes, int bits, int octets, __m512 table) {
-    const __m512i shifts = _mm512_set_epi32(
-        7 * bits, 6 * bits, 5 * bits, 4 * bits, 3 * bits, 2 * bits, bits, 0, 7 * bits, 6 * bits,
-        5 * bits, 4 * bits, 3 * bits, 2 * bits, bits, 0);
-    __m256i low = _mm256_set1_epi32((int)octet_of(codes, bits)), high = low;
-    if (octets == 2) high = _mm256_set1_epi32((int)octet_of(codes + bits, bits));
-    __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), table);
+/* Two octets in the halves of a word, or one. */
+INLINE uint64_t sixteen_of(const uint8_t *codes, int bits, int octets) {
+    uint32_t low;
+    uint16_t high;
+    if (octets == 1) return octet_of(codes, bits);
+    if (bits == 4) return octet_of(codes, 4) | (uint64_t)octet_of(codes + 4, 4) << 32;
+    memcpy(&low, codes, sizeof low);
+    memcpy(&high, codes + sizeof low, sizeof high);
+    return (low & 0xffffffu) | (uint64_t)((uint32_t)high << 8 | low >> 24) << 32;
 }
 
-TARGET INLINE float dot_avx512(const rows *r, int bits, int64_t at, const float *x) {
-    float levels[16];
-    for (int c = 0; c < 16; c++) levels[c] = (float)(2 * (c & ((1 << bits) - 1)) - ((1 << bits) - 1));
-    const __m512 table = _mm512_loadu_ps(levels);
-    const uint8_t *codes = codes_of(r, at);
-    const uint16_t *scale = scales_of(r, at);
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t start = 0; start < r->width; start += r->group_size, scale++) {
-        __m512 sum = _mm512_setzero_ps();
-        int64_t i = 0;
-        for (; i + 2 * OCTET <= r->group_size; i += 2 * OCTET, codes += 2 * bits) {
-            __m512 level = levels_of(codes, bits, 2, table);
-            sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(x + start + i), level));
-        }
-        if (i < r->group_size) {
-            __m512 level = levels_of(codes, bits, 1, table);
-            __m512 values = _mm512_maskz_loadu_ps(0xff, x + start + i);
-            sum = _mm512_mask_add_ps(sum, 0xff, sum, _mm512_mul_ps(values, level));
-            codes += bits;
-        }
-        __m512 factor = _mm512_set1_ps(float_of_half(*scale));
-        total = _mm512_add_ps(total, _mm512_mul_ps(sum, factor));
-    }
+TARGET INLINE float sum_of(__m512 total) {
     __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps(total, 1));
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
+/* Dot products of `count` rows, whose sums do not wait for each other. A word of sixteen codes goes
+ * to all pairs of lanes, which then hold codes c and c + 8 in their low bits: a look-up takes the
+ * low four bits of a lane, so that no mask is needed. Activations are brought into that order, and
+ * the sums back from it. */
+TARGET INLINE void dots_avx512(
+    const rows *r, int bits, int64_t at, int count, const float *x, float *out) {
+    const __m512i paired = _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i apart = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i shifts = _mm512_set_epi64(
+        7 * bits, 6 * bits, 5 * bits, 4 * bits, 3 * bits, 2 * bits, bits, 0);
+    float levels[16];
+    for (int c = 0; c < 16; c++) levels[c] = (float)(2 * (c & ((1 << bits) - 1)) - ((1 << bits) - 1));
+    const __m512 table = _mm512_loadu_ps(levels);
+    int64_t row_bytes = r->width / OCTET * bits, num_groups = r->width / r->group_size;
+    const uint8_t *codes = codes_of(r, at);
+    const uint16_t *scale = scales_of(r, at);
+    __m512 total[ROWS_AT_ONCE];
+    for (int n = 0; n < count; n++) total[n] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < num_groups; group++, x += r->group_size) {
+        __m512 sum[ROWS_AT_ONCE];
+        for (int n = 0; n < count; n++) sum[n] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < r->group_size; i += 2 * OCTET) {
+            int octets = i + OCTET < r->group_size ? 2 : 1;
+            __m512 values = _mm512_maskz_loadu_ps(octets == 2 ? 0xffff : 0xff, x + i);
+            values = _mm512_permutexvar_ps(paired, values);
+            for (int n = 0; n < count; n++) {
+                uint64_t word = sixteen_of(codes + n * row_bytes, bits, octets);
+                __m512i each = _mm512_srlv_epi64(_mm512_set1_epi64((int64_t)word), shifts);
+                __m512 level = _mm512_permutexvar_ps(each, table);
+                sum[n] = _mm512_add_ps(sum[n], _mm512_mul_ps(values, level));
+            }
+            codes += octets * bits;
+        }
+        for (int n = 0; n < count; n++) {
+            __m512 factor = _mm512_set1_ps(float_of_half(scale[n * num_groups + group]));
+            total[n] = _mm512_add_ps(total[n], _mm512_mul_ps(sum[n], factor));
+        }
+    }
+    for (int n = 0; n < count; n++) out[n] = sum_of(_mm512_permutexvar_ps(apart, total[n]));
+}
+
 TARGET static void coded_avx512(
     const rows *r, const float *x, int64_t first, int64_t last, float *out) {
-    for (int64_t at = first; at < last; at++)
-        out[at] = r->kind == ROWS_INT4 ? dot_avx512(r, 4, at, x) : dot_avx512(r, 3, at, x);
+    int64_t at = first;
+    for (; at + ROWS_AT_ONCE <= last; at += ROWS_AT_ONCE)
+        if (r->kind == ROWS_INT4)
+            dots_avx512(r, 4, at, ROWS_AT_ONCE, x, out + at);
+        else
+            dots_avx512(r, 3, at, ROWS_AT_ONCE, x, out + at);
+    for (; at < last; at++)
+        if (r->kind == ROWS_INT4)
+            dots_avx512(r, 4, at, 1, x, out + at);
+        else
+            dots_avx512(r, 3, at, 1, x, out + at);
 }
 
 static coded_rows *const coded[NUM_ISAS] = {coded_portable, coded_avx2, coded_avx512, coded_avx512};
