@@ -150,7 +150,8 @@ TARGET INLINE void dots_avx512(
             codes += octets * bits;
         }
         for (int n = 0; n < count; n++) {
-            __m512 factor = _mm512_set1_ps(float_of_half(scale[n * num_groups + group]));
+            int16_t half = (int16_t)scale[n * num_groups + group];
+            __m512 factor = _mm512_cvtph_ps(_mm256_set1_epi16(half));
             total[n] = _mm512_add_ps(total[n], _mm512_mul_ps(sum[n], factor));
         }
     }
