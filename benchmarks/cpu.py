@@ -37,7 +37,7 @@ FOLDER, RESULTS = Path("runs/anchors"), Path(__file__).parent / "results"
 OURS = ("bits2", "base3")
 ANCHORS = (LlamaCpp.name, IkLlamaCpp.name, "onnxruntime")
 # Features of a row of embedding and head that share a scale.
-GROUP_SIZE = 32
+GROUP_SIZE = 128
 # Reads of the memory a round, a fifth of a second each at most.
 READS = 5
 

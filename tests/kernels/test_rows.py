@@ -85,6 +85,22 @@ def test_native_products_agree_with_torch_and_with_each_other(form: RowForm) -> 
     assert all(torch.equal(product, found[0]) for product in found)
 
 
+@pytest.mark.skipif(not available_isas(), reason="no C compiler")
+@pytest.mark.parametrize("size", [8, 40, 128, 640])
+def test_rows_of_four_bits_have_the_same_bits_for_every_instruction_set(size: int) -> None:
+    rows = store_rows(_weight(num_rows=70, width=640), RowForm("int4", size))
+    x = torch.randn(4, 640, generator=torch.Generator().manual_seed(5)) * 30
+    x[1], x[2, 9], x[3] = 0, torch.nan, torch.cat([torch.tensor([3e4]), torch.full((639,), 1e-3)])
+    isas = [Isa(name, ISA_NUMBERS[name]) for name in available_isas()]
+    found = [native_product(x, rows=rows, isa=isa) for isa in isas]
+    expected = x.double() @ rows.restore().double().T
+    # Steps of the largest activation over 2^22.
+    torch.testing.assert_close(found[0][0].double(), expected[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found[0][3].double(), expected[3], rtol=1e-5, atol=3e4 * 2**-22)
+    assert not found[0][1].any() and found[0][2].isnan().all()
+    assert all(torch.equal(product.nan_to_num(), found[0].nan_to_num()) for product in found)
+
+
 def test_fitted_odd_levels_lose_less_than_levels_with_a_zero() -> None:
     weight = _weight(200, 128)[8:]
     restored = store_rows(weight, RowForm("int3", 128)).restore()

@@ -236,7 +236,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.restype = None
     rows = ctypes.POINTER(RowsStruct)
     library.trilith_multiply_rows.argtypes = [rows, _POINTER, _LONG, _POINTER, _INT, _LONG]
-    library.trilith_multiply_rows.restype = None
     # model, sequences and their number, tokens, logits.
     library.trilith_decode.argtypes = [
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT, _LONG)

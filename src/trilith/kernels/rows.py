@@ -160,7 +160,7 @@ def multiply_rows(x: Tensor, *, rows: StoredRows, isa: Isa) -> Tensor:
     out = torch.empty(len(x), rows.shape[0])
     library = load_native().library
     assert library is not None
-    library.trilith_multiply_rows(
+    failed = library.trilith_multiply_rows(
         ctypes.byref(rows.as_struct()),
         x.data_ptr(),
         len(x),
@@ -168,4 +168,6 @@ def multiply_rows(x: Tensor, *, rows: StoredRows, isa: Isa) -> Tensor:
         isa.number,
         torch.get_num_threads(),
     )
+    if failed:
+        raise MemoryError(f"no memory for a product of {len(x)} tokens with {rows.shape[0]} rows")
     return out

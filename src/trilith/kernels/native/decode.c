@@ -114,8 +114,7 @@ static int all_layers(step *s) {
         if (attention(s, l) || mlp(s, l)) return -1;
     }
     norm_rows(s, s->x, m->norm, m->width);
-    multiply_rows(&m->head, s->normed, s->batch, s->logits, &s->how);
-    return 0;
+    return multiply_rows(&m->head, s->normed, s->batch, s->logits, &s->how);
 }
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }

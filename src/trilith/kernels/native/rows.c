@@ -10,7 +10,8 @@
 #include <immintrin.h>
 #endif
 
-enum { CHUNK_ROWS = 64, OCTET = 8, ROWS_AT_ONCE = 4 };
+/* The codes that are multiplied here have three bits; those of four have rows_int4.c. */
+enum { CHUNK_ROWS = 64, OCTET = 8, ROWS_AT_ONCE = 4, BITS = 3, LARGEST_CODE = 7 };
 /* Float products that are worth another thread. */
 #define MIN_PRODUCTS_PER_THREAD (1 << 17)
 #define INLINE static inline __attribute__((always_inline))
@@ -18,19 +19,6 @@ enum { CHUNK_ROWS = 64, OCTET = 8, ROWS_AT_ONCE = 4 };
 typedef float eight __attribute__((vector_size(32)));
 typedef int32_t eight_ints __attribute__((vector_size(32)));
 typedef uint32_t eight_words __attribute__((vector_size(32)));
-
-static inline float float_of_half(uint16_t half) {
-    uint32_t magnitude = half & 0x7fffu, sign = (uint32_t)(half & 0x8000u) << 16, bits;
-    float value;
-    if (magnitude < 0x400u) { /* zero and numbers below the normal ones */
-        value = (float)magnitude * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    uint32_t exponent = magnitude >= 0x7c00u ? 0x7f800000u : (magnitude & 0x7c00u) * 0x2000u + 0x38000000u;
-    bits = sign | exponent | (magnitude & 0x3ffu) << 13;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 static inline int bits_of(const rows *r) { return r->kind == ROWS_INT4 ? 4 : 3; }
 
@@ -53,17 +41,17 @@ INLINE uint32_t octet_of(const uint8_t *codes, int bits) {
 }
 
 /* Every second octet goes to the second eight lanes. */
-INLINE float dot_body(const rows *r, int bits, int64_t at, const float *x) {
+INLINE float dot_body(const rows *r, int64_t at, const float *x) {
     const uint8_t *codes = codes_of(r, at);
     const uint16_t *scale = scales_of(r, at);
     eight total[2] = {{0}, {0}};
     for (int64_t start = 0; start < r->width; start += r->group_size, scale++) {
         eight sum[2] = {{0}, {0}};
-        for (int64_t i = 0; i < r->group_size; i += OCTET, codes += bits) {
+        for (int64_t i = 0; i < r->group_size; i += OCTET, codes += BITS) {
             eight_words shifts = {0, 1, 2, 3, 4, 5, 6, 7};
-            eight_words word = octet_of(codes, bits) - (eight_words){0};
-            eight_ints code = (eight_ints)(word >> (shifts * (uint32_t)bits) & (uint32_t)((1 << bits) - 1));
-            eight level = __builtin_convertvector(2 * code - ((1 << bits) - 1), eight), values;
+            eight_words word = octet_of(codes, BITS) - (eight_words){0};
+            eight_ints code = (eight_ints)(word >> (shifts * BITS) & LARGEST_CODE);
+            eight level = __builtin_convertvector(2 * code - LARGEST_CODE, eight), values;
             memcpy(&values, x + start + i, sizeof values);
             sum[i / OCTET % 2] += values * level;
         }
@@ -79,8 +67,7 @@ INLINE float dot_body(const rows *r, int bits, int64_t at, const float *x) {
 
 INLINE void coded_body(
     const rows *r, const float *x, int64_t first, int64_t last, float *out) {
-    for (int64_t at = first; at < last; at++)
-        out[at] = r->kind == ROWS_INT4 ? dot_body(r, 4, at, x) : dot_body(r, 3, at, x);
+    for (int64_t at = first; at < last; at++) out[at] = dot_body(r, at, x);
 }
 
 typedef void coded_rows(const rows *r, const float *x, int64_t first, int64_t last, float *out);
@@ -99,11 +86,10 @@ __attribute__((target("avx2"))) static void coded_avx2(
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
 /* Two octets in the halves of a word, or one. */
-INLINE uint64_t sixteen_of(const uint8_t *codes, int bits, int octets) {
+INLINE uint64_t sixteen_of(const uint8_t *codes, int octets) {
     uint32_t low;
     uint16_t high;
-    if (octets == 1) return octet_of(codes, bits);
-    if (bits == 4) return octet_of(codes, 4) | (uint64_t)octet_of(codes + 4, 4) << 32;
+    if (octets == 1) return octet_of(codes, BITS);
     memcpy(&low, codes, sizeof low);
     memcpy(&high, codes + sizeof low, sizeof high);
     return (low & 0xffffffu) | (uint64_t)((uint32_t)high << 8 | low >> 24) << 32;
@@ -121,15 +107,15 @@ TARGET INLINE float sum_of(__m512 total) {
  * low four bits of a lane, so that no mask is needed. Activations are brought into that order, and
  * the sums back from it. */
 TARGET INLINE void dots_avx512(
-    const rows *r, int bits, int64_t at, int count, const float *x, float *out) {
+    const rows *r, int64_t at, int count, const float *x, float *out) {
     const __m512i paired = _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
     const __m512i apart = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i shifts = _mm512_set_epi64(
-        7 * bits, 6 * bits, 5 * bits, 4 * bits, 3 * bits, 2 * bits, bits, 0);
+        7 * BITS, 6 * BITS, 5 * BITS, 4 * BITS, 3 * BITS, 2 * BITS, BITS, 0);
     float levels[16];
-    for (int c = 0; c < 16; c++) levels[c] = (float)(2 * (c & ((1 << bits) - 1)) - ((1 << bits) - 1));
+    for (int c = 0; c < 16; c++) levels[c] = (float)(2 * (c & LARGEST_CODE) - LARGEST_CODE);
     const __m512 table = _mm512_loadu_ps(levels);
-    int64_t row_bytes = r->width / OCTET * bits, num_groups = r->width / r->group_size;
+    int64_t row_bytes = r->width / OCTET * BITS, num_groups = r->width / r->group_size;
     const uint8_t *codes = codes_of(r, at);
     const uint16_t *scale = scales_of(r, at);
     __m512 total[ROWS_AT_ONCE];
@@ -142,12 +128,12 @@ TARGET INLINE void dots_avx512(
             __m512 values = _mm512_maskz_loadu_ps(octets == 2 ? 0xffff : 0xff, x + i);
             values = _mm512_permutexvar_ps(paired, values);
             for (int n = 0; n < count; n++) {
-                uint64_t word = sixteen_of(codes + n * row_bytes, bits, octets);
+                uint64_t word = sixteen_of(codes + n * row_bytes, octets);
                 __m512i each = _mm512_srlv_epi64(_mm512_set1_epi64((int64_t)word), shifts);
                 __m512 level = _mm512_permutexvar_ps(each, table);
                 sum[n] = _mm512_add_ps(sum[n], _mm512_mul_ps(values, level));
             }
-            codes += octets * bits;
+            codes += octets * BITS;
         }
         for (int n = 0; n < count; n++) {
             int16_t half = (int16_t)scale[n * num_groups + group];
@@ -162,15 +148,8 @@ TARGET static void coded_avx512(
     const rows *r, const float *x, int64_t first, int64_t last, float *out) {
     int64_t at = first;
     for (; at + ROWS_AT_ONCE <= last; at += ROWS_AT_ONCE)
-        if (r->kind == ROWS_INT4)
-            dots_avx512(r, 4, at, ROWS_AT_ONCE, x, out + at);
-        else
-            dots_avx512(r, 3, at, ROWS_AT_ONCE, x, out + at);
-    for (; at < last; at++)
-        if (r->kind == ROWS_INT4)
-            dots_avx512(r, 4, at, 1, x, out + at);
-        else
-            dots_avx512(r, 3, at, 1, x, out + at);
+        dots_avx512(r, at, ROWS_AT_ONCE, x, out + at);
+    for (; at < last; at++) dots_avx512(r, at, 1, x, out + at);
 }
 
 static coded_rows *const coded[NUM_ISAS] = {coded_portable, coded_avx2, coded_avx512, coded_avx512};
@@ -205,6 +184,7 @@ void restore_row(const rows *r, int64_t at, float *out) {
 typedef struct {
     const rows *r;
     const float *x;
+    whole_row **whole; /* of each token, for 4-bit rows */
     float *out;
     int64_t num_tokens;
     int isa;
@@ -218,24 +198,40 @@ static void product_chunk(void *context, int64_t chunk, int worker) {
     for (int64_t t = 0; t < j->num_tokens; t++) {
         const float *x = j->x + t * r->width;
         float *out = j->out + t * r->num_rows;
-        if (r->kind >= ROWS_INT4)
+        if (r->kind == ROWS_INT4)
+            int4_rows(r, j->whole[t], first, last, out, j->isa);
+        else if (r->kind == ROWS_INT3)
             coded[j->isa](r, x, first, last, out);
         else
             float_ops_of(j->isa)->head_rows(r, x, first, last, out);
     }
 }
 
-void multiply_rows(
+/* Whole numbers of all tokens, behind the pointers to them; NULL without memory. */
+static whole_row **all_whole(const rows *r, const float *x, int64_t num_tokens) {
+    int64_t each = ceil_div(whole_row_bytes(r), 64) * 64;
+    int64_t pointers = ceil_div(num_tokens * (int64_t)sizeof(whole_row *), 64) * 64;
+    uint8_t *memory = aligned_alloc(64, (size_t)(pointers + num_tokens * each));
+    whole_row **whole = (whole_row **)memory;
+    for (int64_t t = 0; memory && t < num_tokens; t++)
+        whole[t] = make_whole(r, x + t * r->width, memory + pointers + t * each);
+    return whole;
+}
+
+int multiply_rows(
     const rows *r, const float *x, int64_t num_tokens, float *out, const settings *how) {
-    job j = {r, x, out, num_tokens, how->isa};
+    job j = {r, x, NULL, out, num_tokens, how->isa};
+    if (r->kind == ROWS_INT4 && !(j.whole = all_whole(r, x, num_tokens))) return -1;
     int64_t useful = 1 + r->num_rows * r->width * num_tokens / MIN_PRODUCTS_PER_THREAD;
     run_chunks(
         (int)min64(how->threads, useful), ceil_div(r->num_rows, CHUNK_ROWS), product_chunk, &j);
+    free(j.whole);
+    return 0;
 }
 
 /* The same for Python. */
-void trilith_multiply_rows(
+int trilith_multiply_rows(
     const rows *r, const float *x, int64_t num_tokens, float *out, int isa, int64_t threads) {
     settings how = {isa, threads};
-    multiply_rows(r, x, num_tokens, out, &how);
+    return multiply_rows(r, x, num_tokens, out, &how);
 }

@@ -15,11 +15,33 @@ typedef struct {
     int64_t group_size; /* of codes: a multiple of 8 that divides the width */
 } rows;
 
+static inline float float_of_half(uint16_t half) {
+    uint32_t magnitude = half & 0x7fffu, sign = (uint32_t)(half & 0x8000u) << 16, bits;
+    float value;
+    if (magnitude < 0x400u) { /* zero and numbers below the normal ones */
+        value = (float)magnitude * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    uint32_t exponent = magnitude >= 0x7c00u ? 0x7f800000u : (magnitude & 0x7c00u) * 0x2000u + 0x38000000u;
+    bits = sign | exponent | (magnitude & 0x3ffu) << 13;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* out [width] = row `at` in floats, the bits of StoredRows.restore. */
 void restore_row(const rows *r, int64_t at, float *out);
 
-/* out [num_tokens, num_rows] = x [num_tokens, width] times all rows. */
-void multiply_rows(
+/* Activations of one token as whole numbers, for 4-bit rows; it lies in memory of so many bytes. */
+typedef struct whole_row whole_row;
+int64_t whole_row_bytes(const rows *r);
+whole_row *make_whole(const rows *r, const float *x, void *memory);
+
+/* out[row] = x . rows[row] for rows first .. last - 1 with 4 bits. */
+void int4_rows(
+    const rows *r, const whole_row *x, int64_t first, int64_t last, float *out, int isa);
+
+/* out [num_tokens, num_rows] = x [num_tokens, width] times all rows; 0, or -1 without memory. */
+int multiply_rows(
     const rows *r, const float *x, int64_t num_tokens, float *out, const settings *how);
 
 #endif
