@@ -119,7 +119,7 @@ def test_a_prompt_that_breaks_off_leaves_only_whole_caches(
     _run(engine, ids[:100], kept)
     broken = Continuation(engine, ids, config=GREEDY, kept=kept)
     broken.run_part()
-    monkeypatch.setattr(engine.model.blocks[1].mlp, "forward", lambda _: 1 / 0)
+    monkeypatch.setattr(engine, "prefill", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         broken.run_part()
     monkeypatch.undo()

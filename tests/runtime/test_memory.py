@@ -1,5 +1,6 @@
 """The plan of a packed model against its file, its tensors and what generating allocates."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ KINDS: list[Kind] = [
     (replace(TOY, name="few words", vocab_size=64, mlp_width=640), PRIME, SMALLEST),
     (replace(TOY, name="biased", qkv_bias=True), TERNARY, SMALLEST),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As `peak_bytes` measures: each thread has room of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def setup_of(kind: Kind, **changes: Any) -> InferenceSetup:

@@ -236,8 +236,10 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.restype = None
     rows = ctypes.POINTER(RowsStruct)
     library.trilith_multiply_rows.argtypes = [rows, _POINTER, _LONG, _POINTER, _INT, _LONG]
-    # model, sequences and their number, tokens, logits.
-    library.trilith_decode.argtypes = [
-        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT, _LONG)
+    library.trilith_forward_bytes.argtypes = [_POINTER, _LONG, _LONG]
+    library.trilith_forward_bytes.restype = _LONG
+    # model, sequences and their number, tokens, room, logits.
+    library.trilith_forward.argtypes = [
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT, _LONG)
     ]
     return library

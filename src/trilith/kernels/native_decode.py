@@ -1,4 +1,4 @@
-"""The ABI of the native decoding step: the structs of decode.h and cache.h.
+"""The ABI of a native model: the structs of forward.h and cache.h.
 
 What they point to must outlive them; `runtime.NativeDecoder` fills them and keeps it alive.
 """
@@ -67,6 +67,8 @@ class SequenceStruct(ctypes.Structure):
         ("ring", _LONG),
         ("num_recent", _LONG),
         ("length", _LONG),
+        ("num_new", _LONG),
+        ("first_new", _LONG),
         ("cos", _POINTER),
         ("sin", _POINTER),
         ("sink_cos", _POINTER),

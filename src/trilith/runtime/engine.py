@@ -16,7 +16,7 @@ from trilith.runtime.continuation import Continuation, GenerateConfig
 from trilith.runtime.kept_caches import KeptCaches
 from trilith.runtime.layer_stream import LayerStream
 from trilith.runtime.memory import PREFILL_TOKENS, Layers
-from trilith.runtime.native_decoder import NativeDecoder, decodes_natively
+from trilith.runtime.native_decoder import NativeDecoder, NewTokens, decodes_natively
 from trilith.runtime.room import require_memory
 from trilith.runtime.static_decoder import StaticDecoder
 
@@ -133,10 +133,12 @@ class Engine:
         at_once = PREFILL_TOKENS
         if cache.config.window is not None:
             at_once = min(at_once, cache.num_recent)
-        for part_BT in tokens_BT.split(at_once, dim=1):
+        parts = tokens_BT.split(at_once, dim=1)
+        if self.decoder is not None:
+            return [self.decoder.run([NewTokens(part_BT, cache)]) for part_BT in parts][-1]
+        for part_BT in parts:
             hidden_BTD = self.model.hidden(part_BT, cache)
-        last_BD = hidden_BTD[:, -1]
-        return self.model.head(last_BD) if self.decoder is None else self.decoder.logits(last_BD)
+        return self.model.head(hidden_BTD[:, -1])
 
     def decode_one_token(self, tokens_B: Tensor, *, cache: KVCache | StaticCache) -> Tensor:
         """Add one token to each sequence; return the logits [B, V] of what follows."""
@@ -154,11 +156,12 @@ class Engine:
         Returns:
             The logits [B, V] of what follows, of the caches in turn.
         """
-        if self.decoder is not None:
-            return self.decoder.step(tokens_B, caches=_of_cpu(caches))
         parts = tokens_B.split([cache.batch_size for cache in caches])
-        pairs = zip(parts, caches, strict=True)
-        return torch.cat([self._decode_alone(part_B, cache) for part_B, cache in pairs])
+        if self.decoder is not None:
+            pairs = zip(parts, _of_cpu(caches), strict=True)
+            return self.decoder.run([NewTokens(part_B[:, None], cache) for part_B, cache in pairs])
+        alone = zip(parts, caches, strict=True)
+        return torch.cat([self._decode_alone(part_B, cache) for part_B, cache in alone])
 
     def generate(
         self,

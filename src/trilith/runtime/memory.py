@@ -23,6 +23,7 @@ from trilith.model import (
     projection_weights,
 )
 from trilith.model.cache import READ_TOKENS
+from trilith.model.cache_storage import KEY_BLOCK
 from trilith.packed import PackConfig, row_bytes
 from trilith.quant import Codec, QuantConfig, num_scales
 
@@ -206,8 +207,26 @@ def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
     return native_bytes((num_out, num_in), num_groups=num_groups, layout=layout)
 
 
+def _native_bytes(setup: InferenceSetup, *, num_tokens: int) -> int:
+    """Room, ids and logits of one call into the native kernels, as forward.c counts them."""
+    config = setup.model
+    num_kv_heads, width, head_width = config.num_kv_heads, config.width, config.head_width
+    projected = width + 2 * num_kv_heads * head_width
+    hidden = (2 if config.is_gated else 1) * config.mlp_width
+    row = width + max(width, config.mlp_width) + max(projected, hidden)
+    repeats = config.num_heads // num_kv_heads
+    # Queries twice, a tile of keys and of values, scores and what is known of each query.
+    queries, tile = 2 * KEY_BLOCK * repeats * head_width, (2 * KEY_BLOCK + 2) * head_width
+    worker = queries + tile + KEY_BLOCK * repeats * (KEY_BLOCK + 2)
+    ids, logits = 2 * setup.batch_size * num_tokens, setup.batch_size * config.vocab_size
+    rows = setup.batch_size * num_tokens * row
+    return _FLOAT32 * (rows + torch.get_num_threads() * worker + ids + logits)
+
+
 def _prefill_bytes(setup: InferenceSetup) -> int:
     """Activations of a part of the prompt at the widest moment of a block, rotations, logits."""
+    if setup.kernel == "native" and _decodes_natively(setup):
+        return _native_bytes(setup, num_tokens=min(setup.prompt, PREFILL_TOKENS))
     config = setup.model
     width, keys = config.width, config.num_kv_heads * config.head_width
     num_tokens = min(setup.prompt, PREFILL_TOKENS)
@@ -260,7 +279,8 @@ def _decode_bytes(setup: InferenceSetup) -> int:
     config = setup.model
     logits = _FLOAT32 * config.vocab_size * setup.batch_size
     if _decodes_natively(setup):
-        return logits
+        is_native = setup.kernel == "native"
+        return _native_bytes(setup, num_tokens=1) if is_native else logits
     keys = config.num_kv_heads * config.head_width
     # Where queries share keys, they are laid in groups, and the own key is repeated.
     attention = (7 if config.num_heads > config.num_kv_heads else 5) * config.width + 3 * keys

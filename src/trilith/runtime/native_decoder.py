@@ -1,15 +1,18 @@
-"""Decoding in one C call per token: what lies between the products costs Python more than they do.
+"""Prompts and decoding steps in one C call each: what lies between the products costs Python more
+than they do.
 
-Axes: B batch, V vocabulary, D width.
+Axes: B batch, T new tokens, V vocabulary.
 """
 
 import ctypes
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import Isa, NativeProduct, PackedLinear, multiply_rows
+from trilith.kernels import Isa, NativeProduct, PackedLinear
 from trilith.kernels.native_build import load_native
 from trilith.kernels.native_decode import (
     MLP_KINDS,
@@ -24,11 +27,20 @@ from trilith.model.transformer import Block
 from trilith.packed import PackedFile
 
 
-class NativeDecoder:
-    """One decoding step of a packed model whose projections are all native.
+class NewTokens(NamedTuple):
+    """New tokens of the sequences of one cache: int64 [B, T], T of them at least 1."""
 
-    Differs from the torch modules in the order of float32 sums alone; embedding and head are read
-    in their stored precision.
+    tokens_BT: Tensor
+    cache: KVCache
+
+
+class NativeDecoder:
+    """Runs a packed model whose projections are all native.
+
+    A token has the same logits, to the bit, whatever runs beside it, and whether the tokens before
+    it came with it or earlier. They differ from those of the torch modules in the order of float32
+    sums alone; and those take a prompt's own keys and values as they are, where this has what the
+    cache will keep of them. Embedding and head are read in their stored precision.
     """
 
     def __init__(self, model: Transformer, *, file: PackedFile) -> None:
@@ -45,57 +57,69 @@ class NativeDecoder:
         self._struct = self._model_struct()
         self._isa: Isa = model.blocks[0].attention.out.product.isa  # type: ignore[union-attr, assignment]
 
-    def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Return the logits [B, V] of what the head reads."""
-        return multiply_rows(hidden_BD.float().contiguous(), rows=self._head, isa=self._isa)
+    def run(self, parts: Sequence[NewTokens]) -> Tensor:
+        """Add tokens to the sequences of each cache; return the logits [B, V] after the last ones.
 
-    def step(self, tokens_B: Tensor, *, caches: Sequence[KVCache]) -> Tensor:
-        """Add one token to each sequence; return the logits [B, V] of what follows.
-
-        The sequences are those of the caches in turn; each is computed as it would be alone.
+        Raises:
+            IndexError: an id is none of the model's.
+            ValueError: a cache has no room.
+            MemoryError: the system has none.
         """
         config = self._model.config
-        assert len(tokens_B) == sum(cache.batch_size for cache in caches), tokens_B.shape
-        ids = tokens_B.tolist()
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            raise IndexError(f"token ids {ids} are not in 0..{config.vocab_size - 1}")
-        for cache in caches:
-            cache.require_room(1)
-        tokens_B = tokens_B.long().contiguous()
-        logits_BV = torch.empty(len(tokens_B), config.vocab_size)
+        tokens = torch.cat([part.tokens_BT.reshape(-1) for part in parts]).long()
+        least, most = (int(end) for end in tokens.aminmax())
+        if least < 0 or most >= config.vocab_size:
+            raise IndexError(f"token ids {tokens.tolist()} are not in 0..{config.vocab_size - 1}")
+        for part in parts:
+            part.cache.require_room(part.tokens_BT.shape[1])
         # The structs point into the tables, which must live until the call returns.
-        tables = [self._rope_rows(cache) for cache in caches]
+        tables = [self._rope_rows(part.cache, part.tokens_BT.shape[1]) for part in parts]
+        first_new = accumulate((part.tokens_BT.numel() for part in parts), initial=0)
         structs = [
             struct
-            for cache, rows in zip(caches, tables, strict=True)
-            for struct in _sequence_structs(cache, [row.data_ptr() for row in rows])
+            for part, first, rows in zip(parts, first_new, tables, strict=False)
+            for struct in _sequence_structs(part, first, [row.data_ptr() for row in rows])
         ]
-        library = load_native().library
-        assert library is not None
-        failed = library.trilith_decode(
-            ctypes.byref(self._struct),
-            (SequenceStruct * len(structs))(*structs),
-            len(structs),
-            tokens_B.data_ptr(),
-            logits_BV.data_ptr(),
-            self._isa.number,
-            torch.get_num_threads(),
-        )
-        if failed:
-            raise MemoryError(f"no memory for a decoding step of {len(tokens_B)} sequences")
-        for cache in caches:
-            cache.advance(1)
+        logits_BV = self._call(structs, tokens)
+        for part in parts:
+            part.cache.advance(part.tokens_BT.shape[1])
         return logits_BV
 
-    def _rope_rows(self, cache: KVCache) -> list[Tensor]:
-        """Cosines and sines of the next token, then those of its place in the window."""
-        here, inside = cache.length, min(cache.length, cache.capacity - 1)
+    def _call(self, structs: list[SequenceStruct], tokens: Tensor) -> Tensor:
+        library = load_native().library
+        assert library is not None
+        threads = torch.get_num_threads()
+        model = ctypes.byref(self._struct)
+        num_bytes = library.trilith_forward_bytes(model, len(tokens), threads)
+        room = torch.empty(num_bytes, dtype=torch.uint8)
+        logits_BV = torch.empty(len(structs), self._model.config.vocab_size)
+        failed = library.trilith_forward(
+            model,
+            (SequenceStruct * len(structs))(*structs),
+            len(structs),
+            tokens.data_ptr(),
+            room.data_ptr(),
+            logits_BV.data_ptr(),
+            self._isa.number,
+            threads,
+        )
+        if failed:
+            raise MemoryError(f"no memory for {len(tokens)} tokens of {len(structs)} sequences")
+        return logits_BV
+
+    def _rope_rows(self, cache: KVCache, num_new: int) -> list[Tensor]:
+        """Cosines and sines of the next tokens, then those of their places in the window."""
+        here, end = cache.length, cache.length + num_new
         config = self._model.config
-        if here < config.context:
-            own = [table[here] for table in self._rope]
+        if end <= config.context:
+            own = [table[here:end] for table in self._rope]
         else:
-            position = cache.positions(1)
-            own = list(rope_tables(position, config.head_width, config.rope_theta))
+            positions = cache.positions(num_new)
+            own = list(rope_tables(positions, config.head_width, config.rope_theta))
+        first = min(here, cache.capacity - 1)
+        if end <= cache.capacity or num_new == 1:
+            return [*own, *(table[first : first + num_new] for table in self._rope)]
+        inside = torch.arange(here, end).clamp(max=cache.capacity - 1)
         return [*own, *(table[inside] for table in self._rope)]
 
     def _model_struct(self) -> ModelStruct:
@@ -117,8 +141,9 @@ class NativeDecoder:
         )
 
 
-def _sequence_structs(cache: KVCache, rope: Sequence[int]) -> list[SequenceStruct]:
+def _sequence_structs(part: NewTokens, first_new: int, rope: Sequence[int]) -> list[SequenceStruct]:
     """What the C functions take of each sequence of a cache."""
+    cache, num_new = part.cache, part.tokens_BT.shape[1]
     keys, values = cache.keys, cache.values
     heads = cache.model.num_kv_heads
     # In the order of the struct: keys, values, near, scale and zero of both.
@@ -136,6 +161,8 @@ def _sequence_structs(cache: KVCache, rope: Sequence[int]) -> list[SequenceStruc
                 for start, step in zip(starts, steps, strict=True)
             ),
             *about,
+            num_new,
+            first_new + b * num_new,
             *rope,
         )
         for b in range(cache.batch_size)

@@ -1,120 +1,47 @@
-/* Attention of one token to its cache: one body in generic vectors, included after float_ops.h.
+/* Attention of new tokens to a cache and to each other: one body in generic vectors, included after
+ * float_ops.h and cache_rows.h.
  *
- * Who includes it defines ATTENTION_OPS, the name of the table; FROM_UINT8(p), FROM_LOW(p) and
- * FROM_HIGH(p), which load LANES bytes, or their halves, as floats. Rows become floats a tile of up
- * to KEY_BLOCK tokens at a time, which all query heads of the head then share. */
-#include "cache.h"
+ * Who includes it defines ATTENTION_OPS, the name of the table. Keys and values become floats a tile
+ * at a time, which all queries then share; each query keeps its largest score, the sum of its shares
+ * and their mix (FlashAttention, arXiv 2205.14135). Tiles begin where the cache has them, so that a
+ * token gets the same bits alone and among others. */
+/* What queries carry from tile to tile. */
+typedef struct {
+    float *scores;         /* [rows, KEY_BLOCK], by place in the tile */
+    float *largest, *sum;  /* [rows] */
+} running;
 
-/* Tokens from `token` on that lie together, in one block. */
-INLINE int64_t tile_length(const sequence *s, int64_t token, int64_t last) {
-    if (token < s->sinks) return min64(KEY_BLOCK, min64(s->sinks, last) - token);
-    int64_t at = token - s->sinks;
-    int64_t in_block = KEY_BLOCK - at % KEY_BLOCK, in_ring = s->ring - at % s->ring;
-    return min64(last - token, min64(in_block, in_ring));
+/* Keys and values of tokens first .. last - 1 of one tile. */
+typedef struct {
+    const float *keys, *values; /* [last - first, width] */
+    int64_t first, last, begin; /* `begin` is where the tile begins */
+} tile;
+
+/* Some of a tile, by their places in it, that a query sees. */
+typedef struct {
+    int64_t first, last;
+} span;
+
+INLINE float *out_of(const attention_job *j, int64_t row) {
+    return j->out + row / j->repeats * j->out_stride + row % j->repeats * j->width;
 }
 
-INLINE int64_t slot_of(const sequence *s, int64_t token) {
-    return token < s->sinks ? token : s->sinks + (token - s->sinks) % s->ring;
-}
-
-/* Is this key still, or for ever, in 16 bits? */
-INLINE int is_near(const sequence *s, int64_t token) {
-    return token < s->sinks ||
-           token - s->sinks >= (s->length - s->sinks) / KEY_BLOCK * KEY_BLOCK;
-}
-
-INLINE int64_t near_row(const attention_job *j, int64_t token) {
-    const sequence *s = j->s;
-    int64_t at = token < s->sinks ? token : s->sinks + (token - s->sinks) % KEY_BLOCK;
-    return j->head * (s->sinks + KEY_BLOCK) + at;
-}
-
-INLINE void widen(const uint16_t *from, int64_t count, float *out) {
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        floats wide = FROM_BF16(from + i);
-        memcpy(out + i, &wide, sizeof wide);
-    }
-    for (; i < count; i++) out[i] = bf16_to_float(from[i]);
-}
-
-INLINE void codes_to_floats(const uint8_t *codes, int64_t bits, int64_t width, float *out) {
-    int64_t i = 0, half = width / 2;
-    if (bits == 8) {
-        for (; i + LANES <= width; i += LANES) {
-            floats wide = FROM_UINT8(codes + i);
-            memcpy(out + i, &wide, sizeof wide);
-        }
-        for (; i < width; i++) out[i] = codes[i];
-        return;
-    }
-    for (; i + LANES <= half; i += LANES) {
-        floats low = FROM_LOW(codes + i), high = FROM_HIGH(codes + i);
-        memcpy(out + i, &low, sizeof low);
-        memcpy(out + half + i, &high, sizeof high);
-    }
-    for (; i < half; i++) {
-        out[i] = codes[i] & 15;
-        out[half + i] = codes[i] >> 4;
-    }
-}
-
-/* Keys of `count` tokens as floats: where they lie, or in the tile. */
-INLINE const float *keys_of(const attention_job *j, int64_t token, int64_t count) {
-    const sequence *s = j->s;
-    int64_t width = j->width, row = j->head * (s->sinks + s->ring) + slot_of(s, token);
-    if (s->bits == 32) return (const float *)s->keys + row * width;
-    if (s->bits == 16) {
-        widen((const uint16_t *)s->keys + row * width, count * width, j->room);
-        return j->room;
-    }
-    if (is_near(s, token)) {
-        widen(s->near + near_row(j, token) * width, count * width, j->room);
-        return j->room;
-    }
-    row = j->head * s->ring + (token - s->sinks) % s->ring;
-    float *scale = j->room + KEY_BLOCK * width, *zero = scale + width;
-    widen(s->key_scale + row / KEY_BLOCK * width, width, scale);
-    widen(s->key_zero + row / KEY_BLOCK * width, width, zero);
-    int64_t row_bytes = width * s->bits / 8;
-    for (int64_t t = 0; t < count; t++) {
-        float *out = j->room + t * width;
-        codes_to_floats(s->keys + (row + t) * row_bytes, s->bits, width, out);
-        for (int64_t i = 0; i < width; i++) out[i] = out[i] * scale[i] + zero[i];
-    }
-    return j->room;
-}
-
-INLINE const float *values_of_tile(const attention_job *j, int64_t token, int64_t count) {
-    const sequence *s = j->s;
-    int64_t width = j->width, row = j->head * (s->sinks + s->ring) + slot_of(s, token);
-    if (s->bits == 32) return (const float *)s->values + row * width;
-    if (s->bits == 16) {
-        widen((const uint16_t *)s->values + row * width, count * width, j->room);
-        return j->room;
-    }
-    int64_t row_bytes = width * s->bits / 8;
-    for (int64_t t = 0; t < count; t++) {
-        float *out = j->room + t * width;
-        float scale = bf16_to_float(s->value_scale[row + t]);
-        float zero = bf16_to_float(s->value_zero[row + t]);
-        codes_to_floats(s->values + (row + t) * row_bytes, s->bits, width, out);
-        for (int64_t i = 0; i < width; i++) out[i] = out[i] * scale + zero;
-    }
-    return j->room;
+/* What query `row` sees of a tile: sinks always, others while they are recent, none after itself. */
+INLINE span span_of(const attention_job *j, const tile *t, int64_t row) {
+    int64_t token = j->length + row / j->repeats, first = t->first;
+    if (first >= j->s->sinks && first < first_recent(j->s, token))
+        first = first_recent(j->s, token);
+    return (span){first - t->begin, min64(t->last, token) - t->begin};
 }
 
 INLINE void score(
-    const attention_job *j, const float *q, const float *keys, int64_t count, float *scores,
-    int64_t seen) {
-    float scale = 1.0f / sqrtf((float)j->width);
-    for (int64_t r = 0; r < j->repeats; r++)
-        for (int64_t t = 0; t < count; t++) {
-            const float *query = q + r * j->width, *key = keys + t * j->width;
-            float dot;
-            DOT(query, key, j->width, LOAD, , dot);
-            scores[r * seen + t] = dot * scale;
-        }
+    const float *query, const float *keys, int64_t count, int64_t width, float *scores) {
+    float scale = 1.0f / sqrtf((float)width);
+    for (int64_t t = 0; t < count; t++) {
+        float dot;
+        DOT(query, (keys + t * width), width, LOAD, , dot);
+        scores[t] = dot * scale;
+    }
 }
 
 /* out += sum of shares[t] * values[t], in registers for 4 * LANES features at a time. */
@@ -145,124 +72,112 @@ INLINE void mix(
         for (int64_t t = 0; t < count; t++) out[i] += shares[t] * values[t * width + i];
 }
 
-INLINE void softmax(float *scores, int64_t count) {
-    float largest = -INFINITY, total;
+/* Scores of the places of `seen` become shares, of all others 0; returns their sum. */
+INLINE float to_shares(float *scores, span seen, float largest) {
     floats sums = {0};
-    int64_t done = 0;
-    for (int64_t i = 0; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
-    for (int64_t i = 0; i < count; i++) scores[i] = exponential(scores[i] - largest);
-    for (; done + LANES <= count; done += LANES) sums += LOAD(scores + done);
+    float total;
+    for (int64_t t = 0; t < KEY_BLOCK; t++) {
+        float share = exponential(scores[t] - largest);
+        scores[t] = t >= seen.first && t < seen.last ? share : 0.0f;
+    }
+    for (int64_t t = 0; t < KEY_BLOCK; t += LANES) sums += LOAD(scores + t);
     SUM(sums, total);
-    for (; done < count; done++) total += scores[done];
-    for (int64_t i = 0; i < count; i++) scores[i] /= total;
+    return total;
+}
+
+/* Take in what one query sees of a tile, whose scores are there. */
+INLINE void take_in(const attention_job *j, const running *r, const tile *t, span seen, int64_t row) {
+    float *scores = r->scores + row * KEY_BLOCK, *out = out_of(j, row);
+    float largest = r->largest[row];
+    for (int64_t i = seen.first; i < seen.last; i++)
+        largest = scores[i] > largest ? scores[i] : largest;
+    if (largest > r->largest[row]) {
+        float fade = exponential(r->largest[row] - largest);
+        for (int64_t i = 0; i < j->width; i++) out[i] *= fade;
+        r->sum[row] *= fade;
+        r->largest[row] = largest;
+    }
+    r->sum[row] += to_shares(scores, seen, largest);
+    const float *values = t->values + (t->begin + seen.first - t->first) * j->width;
+    mix(scores + seen.first, values, seen.last - seen.first, j->width, out);
+}
+
+INLINE void see(const attention_job *j, const running *r, const tile *t) {
+    int64_t width = j->width;
+    const float *q = t->first < j->s->sinks ? j->q_sinks : j->q;
+    for (int64_t row = 0; row < j->num_new * j->repeats; row++) {
+        span seen = span_of(j, t, row);
+        if (seen.first >= seen.last) continue;
+        const float *keys = t->keys + (t->begin + seen.first - t->first) * width;
+        float *scores = r->scores + row * KEY_BLOCK + seen.first;
+        score(q + row * width, keys, seen.last - seen.first, width, scores);
+        take_in(j, r, t, seen, row);
+    }
+}
+
+INLINE void see_cached(const attention_job *j, const running *r, int64_t first, int64_t last) {
+    float *keys = j->room, *values = keys + (KEY_BLOCK + 2) * j->width;
+    tile t = {
+        .keys = cached_keys(j, first, last - first, keys),
+        .values = cached_values(j, first, last - first, values),
+        .first = first, .last = last, .begin = tile_first(j->s, first),
+    };
+    see(j, r, &t);
+}
+
+/* The tile of the new tokens: what is stored of it, and all new ones but the last. */
+INLINE void see_newest(const attention_job *j, const running *r) {
+    int64_t begin = tile_first(j->s, j->length), first = begin, width = j->width;
+    if (begin >= j->s->sinks && first < first_recent(j->s, j->length))
+        first = min64(first_recent(j->s, j->length), j->length);
+    int64_t num_stored = j->length - first, num_kept = j->num_new - 1;
+    float *keys = j->room, *values = keys + (KEY_BLOCK + 2) * width;
+    tile t = {keys, values, first, j->length + num_kept, begin};
+    if (num_stored) {
+        t.keys = cached_keys(j, first, num_stored, keys);
+        t.values = cached_values(j, first, num_stored, values);
+    }
+    if (num_kept) {
+        size_t bytes = (size_t)(num_stored * width) * sizeof *keys;
+        if (t.keys != keys) memcpy(keys, t.keys, bytes);
+        if (t.values != values) memcpy(values, t.values, bytes);
+        t.keys = keys;
+        t.values = values;
+        keep_rows(j, num_kept, keys + num_stored * width, values + num_stored * width);
+    }
+    see(j, r, &t);
+}
+
+/* Each token sees itself, as it is. */
+INLINE void see_themselves(const attention_job *j, const running *r) {
+    for (int64_t row = 0; row < j->num_new * j->repeats; row++) {
+        int64_t at = row / j->repeats * j->stride;
+        tile own = {j->key + at, j->value + at, 0, 1, 0};
+        score(j->q + row * j->width, own.keys, 1, j->width, r->scores + row * KEY_BLOCK);
+        take_in(j, r, &own, (span){0, 1}, row);
+    }
 }
 
 TARGET static void attend(const attention_job *j) {
     const sequence *s = j->s;
-    int64_t width = j->width, seen = num_seen(s), num_sinks = min64(s->sinks, s->length), at = 0;
-    float *scores = j->room + (KEY_BLOCK + 2) * width;
-    for (int64_t token = 0, count; token < num_sinks; token += count, at += count) {
-        count = tile_length(s, token, num_sinks);
-        score(j, j->q_sinks, keys_of(j, token, count), count, scores + at, seen);
+    int64_t rows = j->num_new * j->repeats, newest = tile_first(s, j->length);
+    float *free_room = j->room + (2 * KEY_BLOCK + 2) * j->width;
+    running r = {free_room, free_room + rows * KEY_BLOCK, free_room + rows * (KEY_BLOCK + 1)};
+    for (int64_t row = 0; row < rows; row++) {
+        memset(out_of(j, row), 0, (size_t)j->width * sizeof *j->out);
+        r.largest[row] = -INFINITY;
+        r.sum[row] = 0;
     }
-    for (int64_t token = first_recent(s), count; token < s->length; token += count, at += count) {
-        count = tile_length(s, token, s->length);
-        score(j, j->q, keys_of(j, token, count), count, scores + at, seen);
-    }
-    score(j, j->q, j->key, 1, scores + at, seen);
-    memset(j->out, 0, (size_t)(j->repeats * width) * sizeof *j->out);
-    for (int64_t r = 0; r < j->repeats; r++) softmax(scores + r * seen, seen);
-    int64_t token = num_sinks ? 0 : first_recent(s);
-    for (int64_t count, done = 0; done < seen - 1; done += count, token += count) {
-        if (token == num_sinks) token = first_recent(s);
-        count = tile_length(s, token, token < num_sinks ? num_sinks : s->length);
-        const float *values = values_of_tile(j, token, count);
-        for (int64_t r = 0; r < j->repeats; r++)
-            mix(scores + r * seen + done, values, count, width, j->out + r * width);
-    }
-    for (int64_t r = 0; r < j->repeats; r++)
-        mix(scores + r * seen + seen - 1, j->value, 1, width, j->out + r * width);
-}
-
-INLINE uint8_t code_of(float x, float scale, float zero, float steps) {
-    float code = rintf((x - zero) / scale);
-    return (uint8_t)(code < 0.0f ? 0.0f : code > steps ? steps : code);
-}
-
-INLINE void put_code(uint8_t *row, int64_t bits, int64_t width, int64_t i, uint8_t code) {
-    if (bits == 8)
-        row[i] = code;
-    else if (i < width / 2)
-        row[i] = code;
-    else
-        row[i - width / 2] |= (uint8_t)(code << 4);
-}
-
-/* Scale and zero of numbers between two, as quantize_range has them. */
-INLINE void fit_range(float least, float most, float steps, uint16_t *scale, uint16_t *zero) {
-    *zero = bfloat16_of(least);
-    *scale = bfloat16_of((most - bf16_to_float(*zero)) / steps);
-    if (!(bf16_to_float(*scale) > 0.0f)) *scale = bfloat16_of(1.0f);
-}
-
-INLINE void quantize_value(const attention_job *j, int64_t row) {
-    const sequence *s = j->s;
-    float steps = (float)((1 << s->bits) - 1), least = j->value[0], most = j->value[0];
-    for (int64_t i = 1; i < j->width; i++) {
-        least = j->value[i] < least ? j->value[i] : least;
-        most = j->value[i] > most ? j->value[i] : most;
-    }
-    fit_range(least, most, steps, s->value_scale + row, s->value_zero + row);
-    float scale = bf16_to_float(s->value_scale[row]), zero = bf16_to_float(s->value_zero[row]);
-    uint8_t *codes = s->values + row * (j->width * s->bits / 8);
-    for (int64_t i = 0; i < j->width; i++)
-        put_code(codes, s->bits, j->width, i, code_of(j->value[i], scale, zero, steps));
-}
-
-/* The newest block of keys is full: quantize it by channel. */
-INLINE void close_block(const attention_job *j) {
-    const sequence *s = j->s;
-    int64_t width = j->width, row_bytes = width * s->bits / 8;
-    int64_t block = (s->length - s->sinks) % s->ring / KEY_BLOCK;
-    int64_t scales = (j->head * (s->ring / KEY_BLOCK) + block) * width;
-    const uint16_t *full = s->near + (j->head * (s->sinks + KEY_BLOCK) + s->sinks) * width;
-    uint8_t *codes = s->keys + (j->head * s->ring + block * KEY_BLOCK) * row_bytes;
-    float steps = (float)((1 << s->bits) - 1);
-    for (int64_t i = 0; i < width; i++) {
-        float least = bf16_to_float(full[i]), most = least;
-        for (int64_t t = 1; t < KEY_BLOCK; t++) {
-            float x = bf16_to_float(full[t * width + i]);
-            least = x < least ? x : least;
-            most = x > most ? x : most;
-        }
-        fit_range(least, most, steps, s->key_scale + scales + i, s->key_zero + scales + i);
-        float scale = bf16_to_float(s->key_scale[scales + i]);
-        float zero = bf16_to_float(s->key_zero[scales + i]);
-        for (int64_t t = 0; t < KEY_BLOCK; t++) {
-            float x = bf16_to_float(full[t * width + i]);
-            put_code(codes + t * row_bytes, s->bits, width, i, code_of(x, scale, zero, steps));
-        }
-    }
-}
-
-INLINE void narrow(const float *from, int64_t count, uint16_t *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = bfloat16_of(from[i]);
-}
-
-TARGET static void store(const attention_job *j) {
-    const sequence *s = j->s;
-    int64_t width = j->width, row = j->head * (s->sinks + s->ring) + slot_of(s, s->length);
-    if (s->bits == 32) {
-        memcpy((float *)s->keys + row * width, j->key, (size_t)width * sizeof *j->key);
-        memcpy((float *)s->values + row * width, j->value, (size_t)width * sizeof *j->value);
-    } else if (s->bits == 16) {
-        narrow(j->key, width, (uint16_t *)s->keys + row * width);
-        narrow(j->value, width, (uint16_t *)s->values + row * width);
-    } else {
-        narrow(j->key, width, s->near + near_row(j, s->length) * width);
-        quantize_value(j, row);
-        int64_t at = s->length - s->sinks;
-        if (at >= 0 && at % KEY_BLOCK == KEY_BLOCK - 1) close_block(j);
+    int64_t last_sink = min64(s->sinks, newest);
+    for (int64_t token = 0; token < last_sink; token = tile_end(s, token))
+        see_cached(j, &r, token, min64(tile_end(s, token), last_sink));
+    for (int64_t token = first_recent(s, j->length); token < newest; token = tile_end(s, token))
+        see_cached(j, &r, token, tile_end(s, token));
+    see_newest(j, &r);
+    see_themselves(j, &r);
+    for (int64_t row = 0; row < rows; row++) {
+        float *out = out_of(j, row);
+        for (int64_t i = 0; i < j->width; i++) out[i] /= r.sum[row];
     }
 }
 

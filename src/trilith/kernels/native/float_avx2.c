@@ -18,5 +18,7 @@
 
 #include "float_ops.h"
 
+#include "cache_rows.h"
+
 #include "attend.h"
 #endif

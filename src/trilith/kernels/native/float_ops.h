@@ -2,7 +2,7 @@
  *
  * Who includes it defines FLOAT_OPS, the name of the table; TARGET, the attribute of its functions;
  * and FROM_INT8(p), FROM_BF16(p), which load LANES values from p as floats. All give the same bits. */
-#include "decode.h"
+#include "forward.h"
 
 #include <math.h>
 

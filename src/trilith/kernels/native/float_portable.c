@@ -18,4 +18,6 @@
 
 #include "float_ops.h"
 
+#include "cache_rows.h"
+
 #include "attend.h"

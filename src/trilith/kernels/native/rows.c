@@ -4,7 +4,7 @@
  * same order and gives the same bits. */
 #include "rows.h"
 
-#include "decode.h"
+#include "forward.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>

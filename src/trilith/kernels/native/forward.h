@@ -1,6 +1,6 @@
-/* A whole decoding step: the model, and the float parts that have several bodies. */
-#ifndef TRILITH_DECODE_H
-#define TRILITH_DECODE_H
+/* A whole model on new tokens: its shape and weights, and the float parts that have several bodies. */
+#ifndef TRILITH_FORWARD_H
+#define TRILITH_FORWARD_H
 
 #include "cache.h"
 #include "rows.h"
