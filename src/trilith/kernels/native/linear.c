@@ -97,9 +97,11 @@ int reserve(workspace *space, int64_t bytes) {
 /* Of a worker; AMX hands products to VNNI. */
 static int64_t scratch_bytes_of(const product *p) {
 #ifdef __x86_64__
+    if (p->num_tokens == 1) return 0;
+    if (p->isa == AVX2) return avx2_scratch_bytes();
     int64_t bytes = p->isa == AMX ? 2 * unpacked_bytes(p) : 0;
     int64_t vnni_bytes = p->isa == AMX || p->isa == VNNI ? vnni_scratch_bytes() : 0;
-    return p->num_tokens == 1 ? 0 : bytes > vnni_bytes ? bytes : vnni_bytes;
+    return bytes > vnni_bytes ? bytes : vnni_bytes;
 #else
     (void)p;
     return 0;

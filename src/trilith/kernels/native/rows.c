@@ -154,7 +154,7 @@ TARGET static void coded_avx512(
 
 static coded_rows *const coded[NUM_ISAS] = {coded_portable, coded_avx2, coded_avx512, coded_avx512};
 #else
-static coded_rows *const coded[NUM_ISAS] = {coded_portable};
+static coded_rows *const coded[NUM_ISAS] = {[SCALAR] = coded_portable, [NEON] = coded_portable};
 #endif
 
 void restore_row(const rows *r, int64_t at, float *out) {

@@ -54,6 +54,10 @@ typedef struct {
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
 kernel linear_scalar, linear_avx2, linear_vnni, linear_amx, linear_neon;
 
+/* linear_avx2 for a few tokens, and for many with so many bytes of scratch. */
+kernel linear_avx2_few, linear_avx2_many;
+int64_t avx2_scratch_bytes(void);
+
 /* linear_vnni for a product of one token, and of many with so many bytes of scratch. */
 void linear_vnni_one(const product *p, int64_t first, int64_t last);
 kernel linear_vnni_many;
