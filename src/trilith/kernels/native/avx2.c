@@ -66,6 +66,8 @@ INLINE void compute(const product *p, int layout, int tokens, int64_t block, int
 TARGET void linear_avx2(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     if (p->num_tokens > FEW_TOKENS)
         linear_avx2_many(p, first, last, scratch);
+    else if (p->num_tokens == 1 && p->weight.layout == BITS2)
+        linear_avx2_bits2(p, first, last);
     else
         linear_avx2_few(p, first, last, scratch);
 }
