@@ -108,7 +108,7 @@ def _widen_context(envelope: Envelope, tensors: Tensors) -> None:
 
 
 def _newer(envelope: Envelope, tensors: Tensors) -> None:
-    envelope["version"] = 3
+    envelope["version"] = 4
 
 
 def _no_version(envelope: Envelope, tensors: Tensors) -> None:
@@ -124,7 +124,7 @@ def _no_version(envelope: Envelope, tensors: Tensors) -> None:
         (_reshape, r"\[2, 12\] where the manifest says float32 \[24\]"),
         (_flip, "damaged bytes in blocks.0.mlp.up.codes"),
         (_widen_context, "manifest that was changed after packing"),
-        (_newer, "format version 3 and this trilith reads up to 2; upgrade"),
+        (_newer, "format version 4 and this trilith reads up to 3; upgrade"),
         (_no_version, "impossible format version 'one'"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

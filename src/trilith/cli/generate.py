@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         prompt=sys.stdin.read() if options.prompt == "-" else options.prompt,
         tokenizer=tokenizer,
         decoder=StreamDecoder(tokenizer),
-        config=GenerateConfig(options.max_new_tokens, (tokenizer.eos_id,), sampling),
+        config=GenerateConfig(options.max_new_tokens, tokenizer.stop_ids, sampling),
     )
     for piece in until_stop_string(pieces, stop_strings=options.stop):
         print(piece, end="", flush=True)

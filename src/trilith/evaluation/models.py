@@ -173,7 +173,7 @@ def _samples(path: Path, test: TestSet) -> list[dict[str, str]]:
     )
     generation = GenerateConfig(
         max_new_tokens=test.config.sample_tokens,
-        stop_ids=(test.tokenizer.eos_id,),
+        stop_ids=test.tokenizer.stop_ids,
         sampling=sampling,
     )
     return [

@@ -131,15 +131,24 @@ def _add_tokenizer(writer: Any, table: PiecesTable, marks: ExportedMarks) -> Non
     writer.add_token_types(table.types)
     writer.add_unk_token_id(table.unk_id)
     writer.add_bos_token_id(table.bos_id)
-    eos_id, *other_ends = marks.stop_ids
-    writer.add_eos_token_id(eos_id)
-    if other_ends:
-        writer.add_eot_token_id(other_ends[0])
+    _add_ends(writer, marks.stop_ids)
     if marks.pad_id is not None:
         writer.add_pad_token_id(marks.pad_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(table.adds_space)
+
+
+def _add_ends(writer: Any, stop_ids: list[int]) -> None:
+    """Name the ends: of a document, of a turn, of a message; llama.cpp stops at each."""
+    keys = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(stop_ids) > len(keys):
+        raise ValueError(
+            f"ends a text at {len(stop_ids)} ids, and GGUF names {len(keys)}; export this model to "
+            "huggingface"
+        )
+    for add, token in zip(keys, stop_ids, strict=False):
+        add(token)
 
 
 def _add_weights(writer: Any, file: PackedFile, *, layout: Layout, weights: str) -> None:

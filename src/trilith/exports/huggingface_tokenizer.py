@@ -44,7 +44,7 @@ def tokenizer_files(tokenizer: Tokenizer, *, context: int) -> dict[str, bytes]:
         return files | {"tokenizer.json": tokenizer.tokenizer_json.encode()}
     table = read_pieces_table(tokenizer, target="transformers")
     content = _build(table).to_str(pretty=True).encode()
-    return files | {"tokenizer.model": tokenizer.model_bytes, "tokenizer.json": content}
+    return files | {"tokenizer.model": tokenizer.project_file, "tokenizer.json": content}
 
 
 def _build(table: PiecesTable) -> Any:

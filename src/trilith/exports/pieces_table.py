@@ -42,7 +42,9 @@ def exported_marks(tokenizer: Tokenizer) -> ExportedMarks:
         for name, token in tokenizer.special_ids.items()
         if name not in tokenizer.stand_ins
     }
-    stop_ids = [ids[name] for name in ("</s>", "<|end|>") if name in ids]
+    stop_ids = list(tokenizer.stop_ids)
+    if "<|end|>" in ids:
+        stop_ids.append(ids["<|end|>"])
     return ExportedMarks(ids.get("<s>"), stop_ids, ids.get("<pad>"))
 
 
@@ -57,7 +59,7 @@ def read_pieces_table(tokenizer: Tokenizer, *, target: str) -> PiecesTable:
             f"the tokenizer is a tokenizer.json, and {target} is written with the pieces and "
             "scores of a SentencePiece model; export this model to huggingface"
         )
-    proto = _proto.ModelProto.FromString(tokenizer.model_bytes)
+    proto = _proto.ModelProto.FromString(tokenizer.project_file)
     normalizer = proto.normalizer_spec
     problem = None
     if proto.trainer_spec.model_type != _proto.TrainerSpec.BPE:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trilith.imports.gguf_tokenizer import sentencepiece_of
+from trilith.imports.gguf_tokenizer import sentencepiece_of, stop_ids_of
 from trilith.imports.layers import LayerWeights, fuse, halves_from_pairs
 from trilith.imports.licence import licence_beside
 from trilith.imports.source import (
@@ -103,6 +103,7 @@ def open_gguf(path: Path, *, tokenizer: Path | None) -> Source:
     else:
         found = Tokenizer(own, origin=f"the tokenizer of {path}")
         require_tokenizer_size(found, rows=model.vocab_size, origin=path)
+    found = found.stopping_at(stop_ids_of(contents.field), origin=str(path))
     return Source(
         kind="GGUF",
         path=path,

@@ -11,6 +11,14 @@ _proto: Any = sentencepiece_model_pb2
 _KEY = "tokenizer.ggml."
 _META_SPACE = "\u2581"
 _USER_DEFINED = 4
+# Of a document, a turn and a message: llama.cpp stops at each of them.
+_ENDS = ("eos", "eot", "eom")
+
+
+def stop_ids_of(field: Callable[[str, Any], Any]) -> list[int]:
+    """Return the ids that the fields of a GGUF file name as ends of a text."""
+    found = [field(f"{_KEY}{end}_token_id", None) for end in _ENDS]
+    return [token for token in found if token is not None]
 
 
 def sentencepiece_of(field: Callable[[str, Any], Any]) -> bytes:

@@ -1,7 +1,7 @@
 """The manifest in a packed file's header: what every tensor is, and the hashes that prove it.
 
 safetensors metadata holds one key, `trilith`, with the JSON
-`{"format": "trilith-packed", "version": 1, "sha256": ..., "manifest": {...}}`; the hash is that of
+`{"format": "trilith-packed", "version": 2, "sha256": ..., "manifest": {...}}`; the hash is that of
 the manifest as compact JSON with sorted keys. One key, because safetensors writes several in random
 order and equal models must give equal files.
 """
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from trilith.model import ModelConfig
+from trilith.tokens import SECOND_END
 
 METADATA_KEY = "trilith"
 FORMAT = "trilith-packed"
-# 2 knows `qkv_bias`; files of version 1 have none.
-VERSION = 2
+# 2 knows `qkv_bias`, 3 several ids that end a text; older files have none of it.
+VERSION = 3
 
 Part = Literal["codes", "scales", "dense", "embedding", "head", "norms", "biases", "tokenizer"]
 PARTS: tuple[Part, ...] = (
@@ -94,7 +95,9 @@ def to_metadata(manifest: Manifest) -> dict[str, str]:
         body = json.loads(_compact(asdict(manifest)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be plain JSON without NaN: {error}") from None
-    envelope = {"format": FORMAT, "version": VERSION, "sha256": _body_hash(body), "manifest": body}
+    # What older programs read is written for them.
+    version = VERSION if SECOND_END in manifest.special_ids else VERSION - 1
+    envelope = {"format": FORMAT, "version": version, "sha256": _body_hash(body), "manifest": body}
     return {METADATA_KEY: _compact(envelope)}
 
 

@@ -109,7 +109,7 @@ def read_completion(fields: Mapping[str, Any], served: Served) -> Asked:
     wanted = _integer(fields, "max_tokens")
     room = _room(ids, wanted, served, param="prompt")
     most = min(DEFAULT_COMPLETION_TOKENS, room) if wanted is None else wanted
-    return _asked(fields, ids, GenerateConfig(most, (served.tokenizer.eos_id,), _sampling(fields)))
+    return _asked(fields, ids, GenerateConfig(most, served.tokenizer.stop_ids, _sampling(fields)))
 
 
 def read_chat(fields: Mapping[str, Any], served: Served) -> Asked:

@@ -21,8 +21,8 @@ def chat_prompt(prompt: str, *, earlier: Sequence[Turn], tokenizer: Tokenizer) -
 
 
 def chat_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids that end an answer: its end mark, and that of a document."""
-    return tokenizer.end_id, tokenizer.eos_id
+    """Return the ids that end an answer: its end mark, and those of a text."""
+    return tokenizer.end_id, *tokenizer.stop_ids
 
 
 def _laid_out(exchange: Turn, *, tokenizer: Tokenizer, marks: Marks) -> tuple[list[int], list[int]]:

@@ -1,19 +1,24 @@
 """A `tokenizer.json` of the library `tokenizers`: byte-level BPE, or BPE on U+2581 for spaces.
 
-Such a file does not say which ids begin and end a text. Ours is one line of JSON that says it,
-and how many rows the embedding has, then the project's own file.
+Such a file does not say which ids begin and end a text; ours does (`marked_file.py`).
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
-from trilith.tokens.marks import META_SPACE, REPLACEMENT, STAND_INS, without_stand_ins
+from trilith.tokens.marked_file import compact_json, join_told, read_stop_ids, split_marks
+from trilith.tokens.marks import (
+    META_SPACE,
+    REPLACEMENT,
+    STAND_INS,
+    end_names,
+    without_stand_ins,
+)
 
-_KEY = "trilith_tokenizer"
 _NO_CAUSE = "only byte-level and U+2581 BPE with a piece for each byte are read"
 _META_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
@@ -37,17 +42,9 @@ def is_json(content: bytes) -> bool:
     return content[:1] == b"{"
 
 
-def has_marks(content: bytes) -> bool:
-    """True for our file, False for a tokenizer.json alone."""
-    return content.startswith(f'{{"{_KEY}":'.encode())
-
-
 def join_marks(tokenizer_json: Any, marks: JsonMarks) -> bytes:
     """Return the content of our file for a parsed tokenizer.json."""
-    return b"\n".join(
-        json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode()
-        for part in ({_KEY: asdict(marks)}, tokenizer_json)
-    )
+    return join_told(asdict(marks), compact_json(tokenizer_json))
 
 
 class JsonModel:
@@ -60,7 +57,7 @@ class JsonModel:
     is_imported = True
 
     def __init__(self, content: bytes, *, origin: str) -> None:
-        marks, self.tokenizer_json = _split(content, origin)
+        marks, self.stop_ids, self.tokenizer_json = _split(content, origin)
         spec = json.loads(self.tokenizer_json)
         self._model = _parsed(self.tokenizer_json, origin)
         self._pieces: dict[str, int] = self._model.get_vocab(with_added_tokens=True)
@@ -73,7 +70,8 @@ class JsonModel:
         self.stand_ins = frozenset(self.special_ids) - frozenset(own)
         added: list[dict[str, Any]] = spec.get("added_tokens") or []
         self._added = {token["id"] for token in added}
-        special = {token["id"] for token in added if token["special"]}
+        # An end that is told is a mark, whether the file calls it special or not.
+        special = {t["id"] for t in added if t["special"] or t["id"] in self.stop_ids}
         self._special = special | set(self.special_ids.values())
         self._unk_id = self.special_ids.get("<unk>")
         self.bytes_of = [self._piece_bytes(token) for token in range(self.vocab_size)]
@@ -136,7 +134,8 @@ class JsonModel:
                 "give the model's own tokenizer"
             )
         named = {"<unk>": marks.unk, "<s>": marks.bos, "</s>": marks.eos, "<pad>": marks.pad}
-        unknown = [f"{name}={token}" for name, token in named.items() if not self._knows(token)]
+        every = named | end_names(self.stop_ids)
+        unknown = [f"{name}={token}" for name, token in every.items() if not self._knows(token)]
         if unknown:
             raise ValueError(f"{origin} has no piece for {', '.join(unknown)}; get another copy")
         own = {name: token for name, token in named.items() if token is not None}
@@ -149,13 +148,19 @@ class JsonModel:
         return token is None or token in self._names
 
 
-def _split(content: bytes, origin: str) -> tuple[JsonMarks, str]:
+class _Parts(NamedTuple):
+    marks: JsonMarks
+    stop_ids: tuple[int, ...]
+    tokenizer_json: str
+
+
+def _split(content: bytes, origin: str) -> _Parts:
     """Tell our line from the project's file."""
-    line, _, rest = content.partition(b"\n")
+    told, project_file = split_marks(content)
+    ids = {name: value for name, value in (told or {}).items() if name != "stop_ids"}
     try:
-        first = json.loads(line)
-        marks = JsonMarks(**first[_KEY])
-    except (ValueError, KeyError, TypeError):
+        marks = JsonMarks(**ids)
+    except TypeError:
         raise ValueError(
             f"{origin} does not say which ids begin and end a text, as a tokenizer.json alone does "
             "not, or is damaged; give it to `trilith import` or `trilith pack` with the model"
@@ -163,7 +168,8 @@ def _split(content: bytes, origin: str) -> tuple[JsonMarks, str]:
     numbers = [value for value in asdict(marks).values() if value is not None]
     if any(type(value) is not int or value < 0 for value in numbers) or marks.eos is None:
         raise ValueError(f"{origin} is damaged: its marks are {asdict(marks)}; import it again")
-    return marks, rest.decode("utf-8", "replace")
+    stop_ids = read_stop_ids(told, eos=marks.eos, origin=origin)
+    return _Parts(marks, stop_ids, project_file.decode("utf-8", "replace"))
 
 
 def _parsed(tokenizer_json: str, origin: str) -> tokenizers.Tokenizer:

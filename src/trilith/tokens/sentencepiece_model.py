@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from trilith.tokens.marked_file import read_stop_ids, split_marks
 from trilith.tokens.marks import (
     META_SPACE,
     REPLACEMENT,
@@ -20,9 +21,10 @@ class SentencePieceModel:
     """What `Tokenizer` asks of a model; SentencePiece finds the pieces, their bytes are ours."""
 
     def __init__(self, content: bytes, *, origin: str) -> None:
+        told, project_file = split_marks(content)
         self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._model.LoadFromSerializedProto(content)
+            self._model.LoadFromSerializedProto(project_file)
         except (RuntimeError, OSError) as error:
             raise ValueError(
                 f"{origin} is damaged (not a SentencePiece model: {error}); run tokenize"
@@ -32,6 +34,11 @@ class SentencePieceModel:
         self.is_imported = not self._has_frozen_ids()
         self.special_ids = self._own_ids(origin) if self.is_imported else dict(SPECIAL_IDS)
         self.stand_ins = frozenset(STAND_INS) if self.is_imported else frozenset()
+        self.stop_ids = read_stop_ids(told, eos=self.special_ids["</s>"], origin=origin)
+        if max(self.stop_ids) >= self.vocab_size:
+            raise ValueError(
+                f"{origin} has no piece for an end mark of {self.stop_ids}; import it again"
+            )
         # Llama's tokenizers put a space before the text.
         self.adds_space: bool = self._model.encode("a", out_type=str)[0].startswith(META_SPACE)
         self.bytes_of = [self._piece_bytes(token) for token in range(self.vocab_size)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from trilith.files import require
 from trilith.tokens.json_model import JsonModel, is_json
+from trilith.tokens.marked_file import join_told, split_marks
+from trilith.tokens.marks import end_names
 from trilith.tokens.sentencepiece_model import SentencePieceModel
 
 
@@ -27,7 +29,8 @@ class Tokenizer:
 
     Attributes:
         special_ids: id of each special token; SPECIAL_IDS but for imported tokenizers, of which
-            some have no `<unk>`.
+            some have no `<unk>`, and some end a text with `</s>2`, `</s>3` ... too.
+        stop_ids: ids that end a text, `eos_id` first; the end mark of an answer is not among them.
         stand_ins: names of those special tokens whose id is that of something else.
         is_imported: True for a tokenizer that `tokenize` did not train.
         vocab_size: number of ids; of a tokenizer.json, rows of its model's embedding.
@@ -35,13 +38,14 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, *, origin: str = "the tokenizer") -> None:
-        kind = JsonModel if is_json(model) else SentencePieceModel
+        kind = JsonModel if is_json(split_marks(model).project_file) else SentencePieceModel
         self._model: JsonModel | SentencePieceModel = kind(model, origin=origin)
         self.model_bytes = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size = self._model.vocab_size
         self.is_imported = self._model.is_imported
-        self.special_ids = self._model.special_ids
+        self.stop_ids = self._model.stop_ids
+        self.special_ids = self._model.special_ids | end_names(self.stop_ids)
         self.stand_ins = self._model.stand_ins
         self.unk_id = self.special_ids.get("<unk>")
         self.bos_id = self.special_ids["<s>"]
@@ -66,6 +70,35 @@ class Tokenizer:
     def from_bytes(cls, model: bytes) -> "Tokenizer":
         """Make a tokenizer from the bytes of a `tokenizer.model`, as a packed file embeds them."""
         return cls(model)
+
+    def stopping_at(self, ids: Iterable[int], *, origin: str) -> "Tokenizer":
+        """Return this tokenizer with more ids that end a text; itself if all of them do already.
+
+        Args:
+            ids: in any order.
+            origin: what says so, for the error.
+
+        Raises:
+            ValueError: an id is none of this vocabulary.
+        """
+        own = {self.special_ids[name] for name in {"</s>", "<|end|>"} - self.stand_ins}
+        more = [token for token in dict.fromkeys(ids) if token not in {*own, *self.stop_ids}]
+        for token in more:
+            if not (0 <= token < self.vocab_size and self.piece(token)):
+                raise ValueError(
+                    f"{origin} says that id {token} ends a text, and the tokenizer has no such "
+                    "piece; mend it, or get another copy"
+                )
+        if not more:
+            return self
+        told, project_file = split_marks(self.model_bytes)
+        stop_ids = {"stop_ids": [*self.stop_ids, *more]}
+        return Tokenizer(join_told((told or {}) | stop_ids, project_file), origin=origin)
+
+    @property
+    def project_file(self) -> bytes:
+        """The file of its own project, without our line."""
+        return split_marks(self.model_bytes).project_file
 
     @property
     def tokenizer_json(self) -> str | None:
