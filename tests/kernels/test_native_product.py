@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from trilith.kernels import (
     pack_weight,
     packed_product,
 )
+from trilith.kernels.choice import ISA_NUMBERS
 from trilith.kernels.native_path import repack, tile
 from trilith.quant import (
     CODECS,
@@ -223,14 +224,20 @@ def test_other_devices_are_refused(isa: Isa) -> None:
 
 
 def test_only_a_model_that_the_caches_cannot_hold_keeps_base_3() -> None:
-    grid, large = GRIDS["ternary"], {"num_weights": 2**28, "group_in": 2048}
-    base3, bits2 = codecs_for(3)[0], CODECS["bits2"]
-    assert layout_in_memory(grid, codec=base3, **large) == "base3"
-    assert layout_in_memory(grid, codec=bits2, **large) == "bits2"
-    assert layout_in_memory(grid, codec=base3, num_weights=10**6, group_in=2048) == "bits2"
-    assert layout_in_memory(grid, codec=base3, num_weights=2**28, group_in=2**16) == "bits2"
-    assert layout_in_memory(GRIDS["prime7"], codec=CODECS["bits3"], **large) == "bits4"
-    assert layout_in_memory(GRIDS["planes"], codec=CODECS["planes"], **large) == "bits4"
+    ternary, base3, vnni = GRIDS["ternary"], CODECS["base3"], Isa("vnni", ISA_NUMBERS["vnni"])
+    large = {"grid": ternary, "codec": base3, "isa": vnni, "num_weights": 2**28, "group_in": 2048}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "base3"),
+        ({"codec": CODECS["bits2"]}, "bits2"),
+        ({"num_weights": 10**6}, "bits2"),
+        ({"group_in": 2**16}, "bits2"),
+        ({"isa": Isa("avx2", ISA_NUMBERS["avx2"])}, "bits2"),
+        ({"isa": None}, "bits2"),
+        ({"grid": GRIDS["prime7"], "codec": CODECS["bits3"]}, "bits4"),
+        ({"grid": GRIDS["planes"], "codec": CODECS["planes"]}, "bits4"),
+    ]
+    for changes, expected in cases:
+        assert layout_in_memory(**(large | changes)) == expected, changes  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pair", [(g, c) for g in GRIDS.values() for c in codecs_for(g.num_levels)])

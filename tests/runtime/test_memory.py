@@ -10,7 +10,7 @@ import torch
 from tests.memory_peak import peak_bytes, storage_bytes
 from tests.model.test_zoo import shape
 
-from trilith.kernels import chosen_isa, native_path
+from trilith.kernels import available_isas, chosen_isa, native_path
 from trilith.model import CacheConfig, ModelConfig, build_model
 from trilith.packed import DENSE, Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
@@ -92,6 +92,7 @@ def test_running_takes_what_is_planned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(native_path, "CACHED_WEIGHTS", cached_weights)
+    monkeypatch.setattr(native_path, "BASE3_ISAS", available_isas())
     monkeypatch.setenv("TRILITH_KERNELS", "torch" if kernel == "torch" else "auto")
     if kernel == "native" and chosen_isa() is None:
         pytest.skip("no native kernels on this machine")

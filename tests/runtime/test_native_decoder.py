@@ -18,7 +18,7 @@ from trilith.kernels import NativeProduct, available_isas, native_path
 from trilith.model import ModelConfig, build_model
 from trilith.packed import Attachments, PackConfig, TokenizerParts, write_packed
 from trilith.quant import QuantConfig
-from trilith.runtime import Engine, GenerateConfig, SamplingConfig
+from trilith.runtime import Engine
 
 pytestmark = pytest.mark.skipif(not available_isas(), reason="no C compiler")
 
@@ -98,21 +98,6 @@ def test_logits_are_those_of_the_torch_modules(kind: str, tmp_path: Path) -> Non
     assert errors.max() < 0.1
 
 
-def test_1000_greedy_tokens_are_those_of_torch_where_it_is_sure(tmp_path: Path) -> None:
-    path = _pack(tmp_path, KINDS["swiglu"])
-    greedy = SamplingConfig(0.0, None, None, 1.0, 0)
-    torch_engine = _load(path, "torch")
-    generation = GenerateConfig(1000, (), greedy)
-    tokens = [1, 5, 9, *torch_engine.generate([1, 5, 9], config=generation)]
-    expected = _decode(torch_engine, torch.tensor([tokens]))[0]
-    found = _decode(_load(path, "auto"), torch.tensor([tokens]))[0]
-    best_two = expected.topk(2).values
-    # Where the two best tokens nearly tie, either may win.
-    is_clear = best_two[:, 0] - best_two[:, 1] > 0.01 * expected.abs().amax(-1)
-    assert is_clear.float().mean() > 0.8
-    assert torch.equal(found.argmax(-1)[is_clear], expected.argmax(-1)[is_clear])
-
-
 def test_instruction_sets_and_threads_change_no_bit(tmp_path: Path) -> None:
     path = _pack(tmp_path, KINDS["gated relu2"])
     tokens_BT = torch.randint(0, 37, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -178,6 +163,7 @@ def test_a_model_beyond_the_caches_has_the_same_logits(
     tokens_BT = torch.randint(0, 37, (2, 60), generator=torch.Generator().manual_seed(1))
     in_2_bits = Engine.load(path)
     monkeypatch.setattr(native_path, "CACHED_WEIGHTS", 0)
+    monkeypatch.setattr(native_path, "BASE3_ISAS", available_isas())
     in_base_3 = Engine.load(path)
     assert _tile_bytes(in_base_3) < _tile_bytes(in_2_bits)
     assert torch.equal(_decode(in_base_3, tokens_BT), _decode(in_2_bits, tokens_BT))

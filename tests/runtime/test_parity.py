@@ -66,6 +66,7 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native_path, "CACHED_WEIGHTS", kind.cached_weights)
+        patch.setattr(native_path, "BASE3_ISAS", available_isas())
         yield Packed(model, path)
 
 

@@ -72,6 +72,7 @@ def _fastest_product(weight: PackedWeight, num_weights: int) -> nn.Module:
         return TorchProduct(weight)
     layout = layout_in_memory(
         weight.grid,
+        isa=isa,
         codec=weight.codec,
         num_weights=num_weights,
         group_in=weight.shape[1] // weight.scale.shape[1],

@@ -44,6 +44,9 @@ MAX_INPUTS = 2**19
 MAX_BASE3_INPUTS = 2**15
 # A quarter as many bytes are about what the last cache of a processor holds.
 CACHED_WEIGHTS = 2**27
+# Where digits of base 3 cost less than the bytes that they save: two instructions with VNNI, nine
+# with AVX2, which then waits for itself and no more for the memory.
+BASE3_ISAS = ("vnni", "amx")
 MAX_OFFSET = 16
 # Places in the table of levels: 4 bits name one.
 NUM_LEVELS = 16
@@ -220,20 +223,24 @@ def native_bytes(shape: tuple[int, int], *, num_groups: int, layout: Layout) -> 
     return tiled_bytes(shape, num_groups, layout=layout) + NUM_LEVELS + factors
 
 
-def layout_in_memory(grid: Grid, *, codec: Codec, num_weights: int, group_in: int) -> Layout:
+def layout_in_memory(
+    grid: Grid, *, isa: Isa | None, codec: Codec, num_weights: int, group_in: int
+) -> Layout:
     """Return how kernels hold a weight of a model.
 
-    What the caches hold is fastest with 2 bits; beyond, fewer bytes are faster.
+    What the caches hold is fastest with 2 bits; beyond, fewer bytes are faster on some processors.
 
     Args:
         grid: of the weight.
+        isa: that runs it.
         codec: as the file has it; base 3 stays base 3 where that pays.
         num_weights: of all projections of the model.
         group_in: inputs that share a scale.
     """
     layouts = layouts_for(grid)
     is_large = num_weights > CACHED_WEIGHTS and group_in <= MAX_BASE3_INPUTS
-    keeps_base3 = is_large and codec.name == "base3" and "base3" in layouts
+    pays = isa is not None and isa.name in BASE3_ISAS
+    keeps_base3 = pays and is_large and codec.name == "base3" and "base3" in layouts
     return "base3" if keeps_base3 else layouts[0]
 
 

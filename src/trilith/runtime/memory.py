@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trilith.kernels import RESTORED_VALUES, layout_in_memory, native_bytes
+from trilith.kernels import RESTORED_VALUES, chosen_isa, layout_in_memory, native_bytes
 from trilith.model import (
     Bias,
     CacheConfig,
@@ -200,6 +200,7 @@ def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
     num_groups = scales // num_out if quant.granularity == "group" else 1
     layout = layout_in_memory(
         quant.levels,
+        isa=chosen_isa(),
         codec=setup.pack.codec_for(quant.levels),
         num_weights=count_parameters(setup.model).projections,
         group_in=num_in // num_groups,

@@ -19,8 +19,8 @@ INLINE void add_tile(
         const int8_t *quad = quad_of(p, values, i * planes_of(layout) + plane);
         for (int t = 0; t < tokens; t++) {
             __m256i x = broadcast(quad + t * STEP);
-            narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(low, x));
-            narrow[t][1] = _mm256_add_epi16(narrow[t][1], _mm256_maddubs_epi16(high, x));
+            narrow[t][0] = add_products(narrow[t][0], low, x);
+            narrow[t][1] = add_products(narrow[t][1], high, x);
         }
     }
 }
@@ -66,8 +66,8 @@ INLINE void compute(const product *p, int layout, int tokens, int64_t block, int
 TARGET void linear_avx2(const product *p, int64_t first, int64_t last, uint8_t *scratch) {
     if (p->num_tokens > FEW_TOKENS)
         linear_avx2_many(p, first, last, scratch);
-    else if (p->num_tokens == 1 && p->weight.layout == BITS2)
-        linear_avx2_bits2(p, first, last);
+    else if (p->num_tokens == 1 && p->weight.layout != BITS4)
+        linear_avx2_one(p, first, last);
     else
         linear_avx2_few(p, first, last, scratch);
 }

@@ -54,9 +54,9 @@ typedef struct {
 typedef void kernel(const product *p, int64_t first, int64_t last, uint8_t *scratch);
 kernel linear_scalar, linear_avx2, linear_vnni, linear_amx, linear_neon;
 
-/* linear_avx2 for one token and 2 bits, for a few tokens, and for many with so many bytes of
- * scratch. */
-void linear_avx2_bits2(const product *p, int64_t first, int64_t last);
+/* linear_avx2 for one token of a ternary weight, for a few tokens, and for many with so many bytes
+ * of scratch. */
+void linear_avx2_one(const product *p, int64_t first, int64_t last);
 kernel linear_avx2_few, linear_avx2_many;
 int64_t avx2_scratch_bytes(void);
 
