@@ -10,7 +10,7 @@ from tests.conftest import TOY
 from tests.runtime.packed_toys import pack_shape
 from torch import Tensor
 
-from trilith.model import Block
+from trilith.model import Block, CacheConfig
 from trilith.packed import build_packed_block
 from trilith.quant import QuantConfig
 from trilith.runtime import Engine, layer_stream, room
@@ -96,8 +96,10 @@ def test_what_is_too_large_is_said_before_loading(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, streamed = (
-        room._bytes(room.open_unchecked(path), room.CacheConfig(), kind)  # type: ignore[arg-type]
-        for kind in ("held", "streamed")
+        room.needed_bytes(
+            room.setup_of(room.open_unchecked(path), cache=CacheConfig(), layers=layers)
+        )
+        for layers in ("held", "streamed")
     )
     assert streamed < held
     # Nothing of the tensors may be needed for it.
