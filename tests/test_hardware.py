@@ -1,5 +1,7 @@
 """The table of GPUs, and the names that find them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -53,10 +55,41 @@ def test_no_two_gpus_share_a_name() -> None:
             assert device_named(name) is device
 
 
-def test_the_machine_has_as_much_memory_as_the_system_says() -> None:
+def test_the_machine_has_as_much_memory_as_the_system_says(tmp_path: Path) -> None:
     with open("/proc/meminfo") as file:  # noqa: PTH123
         total = next(line for line in file if line.startswith("MemTotal"))
-    assert host_memory_bytes() == int(total.split()[1]) * 1024
+    physical = int(total.split()[1]) * 1024
+    nothing = tmp_path / "nothing"
+    assert host_memory_bytes(cgroups=nothing, membership=nothing) == physical
+    assert 0 < host_memory_bytes() <= physical
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "expected"),
+    [
+        ("0::/app/part", {"app/part/memory.max": "3000"}, 3000),
+        ("0::/app/part", {"app/part/memory.max": "max", "app/memory.max": "2000"}, 2000),
+        ("0::/app/part", {"app/part/memory.max": "3000", "app/memory.max": "2000"}, 2000),
+        ("0::/", {"memory.max": "4000"}, 4000),
+        ("5:cpu:/x\n4:memory:/app\n0::/", {"memory/app/memory.limit_in_bytes": "5000"}, 5000),
+        # A container of version 1 sees its own group at the root.
+        ("4:cpu,memory:/docker/ab:c", {"memory/memory.limit_in_bytes": "6000"}, 6000),
+        ("4:memory:/app", {"memory/app/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("4:memory:/app", {"memory/other/memory.limit_in_bytes": "7000"}, None),
+        ("0::/app", {"app/memory.max": "max"}, None),
+    ],
+)
+def test_a_container_has_as_much_memory_as_its_groups_allow(
+    tmp_path: Path, membership: str, limits: dict[str, str], expected: int | None
+) -> None:
+    (tmp_path / "membership").write_text(membership + "\n")
+    for name, limit in limits.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(limit + "\n")
+    nothing = tmp_path / "nothing"
+    physical = host_memory_bytes(cgroups=nothing, membership=nothing)
+    found = host_memory_bytes(cgroups=tmp_path / "groups", membership=tmp_path / "membership")
+    assert found == (expected or physical)
 
 
 def test_a_configured_peak_is_the_peak_of_every_precision() -> None:

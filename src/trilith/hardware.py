@@ -5,7 +5,9 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -159,9 +161,17 @@ def device_named(name: str) -> Device:
     raise ValueError(f"device {name!r} is not in the table; choose one of {', '.join(DEVICES)}")
 
 
-def host_memory_bytes() -> int:
-    """Bytes of memory that this machine has, swap left out."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def host_memory_bytes(
+    *, cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Bytes of memory that this process may take, swap left out: a container may have fewer.
+
+    Args:
+        cgroups: where the system shows its control groups, of version 1 or 2.
+        membership: the file that names those of this process.
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_memory_limits(cgroups, membership)])
 
 
 def measured_matmul_flops(dtype: torch.dtype, num_repeats: int = 20) -> float:
@@ -173,6 +183,24 @@ def measured_matmul_flops(dtype: torch.dtype, num_repeats: int = 20) -> float:
         torch.mm(a, b)
         fastest_s = min(fastest_s, time.perf_counter() - start)
     return 2 * _MATMUL_SIZE**3 / fastest_s
+
+
+def _memory_limits(cgroups: Path, membership: Path) -> Iterator[int]:
+    """Limits of this process's control groups, and of those around them."""
+    for line in membership.read_text().splitlines() if membership.is_file() else []:
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            root, file = cgroups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, file = cgroups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = root / name.lstrip("/")
+        # In a container the own group may lie at the root, whatever its name outside.
+        for folder in {root, own, *(above for above in own.parents if root in above.parents)}:
+            text = (folder / file).read_text().strip() if (folder / file).is_file() else "max"
+            if text.isdigit():
+                yield int(text)
 
 
 def _plain(name: str) -> str:

@@ -1,6 +1,7 @@
 """`trilith bench`: every combination is measured and named; what cannot run is an error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_every_combination_is_a_row_of_table_and_json(
     assert content["model"] == {"file": "toy.safetensors", "file_bytes": packed_file.stat().st_size}
     assert content["hardware"]["device"] in lines[-1]
     assert torch.get_num_threads() == threads_before
+
+
+def test_streamed_layers_print_what_ran_beside_what(
+    capsys: Capture, packed_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "speed.json"
+    options = [*QUICK, "--prompt-tokens", "9", "--stream-layers", "--json", str(path)]
+    assert main(["bench", str(packed_file), *options]) == 0
+    text = r"streamed: (.*) s of reading, (.*) s of computing, (.*) s of waiting; (\d+)% of the"
+    found = re.search(text, capsys.readouterr().out)
+    assert found is not None
+    seconds = json.loads(path.read_text())["hardware"]["stream_seconds"]
+    read_s, compute_s, wait_s = (seconds[f"{key}_s"] for key in ("read", "compute", "wait"))
+    assert min(read_s, compute_s, wait_s) > 0
+    assert found.groups()[:3] == tuple(f"{each:.2f}" for each in (read_s, compute_s, wait_s))
+    beside_s = max(0, read_s - wait_s)
+    assert int(found[4]) == pytest.approx(100 * beside_s / read_s, abs=0.5)
 
 
 @pytest.mark.parametrize(

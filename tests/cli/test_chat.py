@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trilith.cli import main
 from trilith.model import CacheConfig
-from trilith.runtime import Engine, GenerateConfig, SamplingConfig
+from trilith.packed import open_unchecked
+from trilith.runtime import Engine, GenerateConfig, SamplingConfig, room
 from trilith.tokens import Tokenizer
 
 Capture = pytest.CaptureFixture[str]
@@ -52,6 +53,22 @@ def test_a_conversation_is_kept(capsys: Capture, monkeypatch: Patch, packed_file
     out, err = _chat(capsys, monkeypatch, packed_file, lines, "--max-new-tokens", "4")
     assert out == "".join(f"{text}\n" for text in _answers(packed_file, "a", "b", most=4))
     assert "64 tokens of context" in err
+
+
+def test_the_context_may_be_shorter_and_must_fit_the_memory(
+    capsys: Capture, monkeypatch: Patch, packed_file: Path
+) -> None:
+    lines = ["a", "/quit"]
+    _, err = _chat(capsys, monkeypatch, packed_file, lines, "--context", "20")
+    assert "20 tokens of context" in err
+    planned = room.setup_of(open_unchecked(packed_file), cache=CacheConfig(), layers="held")
+    needed = room.needed_bytes(room.with_context(planned, 20))
+    monkeypatch.setattr(room, "host_memory_bytes", lambda: needed)
+    _chat(capsys, monkeypatch, packed_file, lines, "--context", "20")
+    for options, text in [([], "with 64 tokens"), (["--context", "65"], "with 64 tokens")]:
+        assert main(["chat", str(packed_file), *options]) == 1
+        err = capsys.readouterr().err
+        assert text in err and "ask for at most 20 tokens" in err and err.count("\n") == 1
 
 
 def test_a_turn_begins_with_the_cache_of_the_last_one(

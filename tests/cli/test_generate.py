@@ -11,7 +11,9 @@ import torch
 from tests.cli.program import PROGRAM, environment
 
 from trilith.cli import main
-from trilith.runtime import Engine, GenerateConfig, SamplingConfig
+from trilith.model import CacheConfig
+from trilith.packed import open_unchecked
+from trilith.runtime import Engine, GenerateConfig, SamplingConfig, room
 from trilith.tokens import Tokenizer
 
 Capture = pytest.CaptureFixture[str]
@@ -137,3 +139,56 @@ def test_a_reader_that_leaves_is_no_traceback(packed_file: Path) -> None:
         err = process.stderr.read()
     assert process.returncode == 1
     assert b"Traceback" not in err and b"Exception" not in err
+
+
+def test_a_continuation_too_long_for_the_memory_is_one_line(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", packed_file, "--prompt", "hi there", "--temperature", "0"]
+    num_prompt = 1 + len(
+        Tokenizer.from_bytes(Engine.load(packed_file).file.tokenizer_bytes).encode("hi there")
+    )
+    planned = room.setup_of(open_unchecked(packed_file), cache=CacheConfig(), layers="held")
+    needed = room.needed_bytes(room.with_context(planned, num_prompt + 20 - 1))
+    monkeypatch.setattr(room, "host_memory_bytes", lambda: needed)
+    assert _run(capsys, *arguments, "--max-new-tokens", "20")[0] == 0
+    monkeypatch.setattr(room, "host_memory_bytes", lambda: needed - 1)
+    code, out, err = _run(capsys, *arguments, "--max-new-tokens", "20")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"with {num_prompt + 19} tokens, and this machine has" in err
+    assert f"ask for at most {num_prompt + 18} tokens" in err
+
+
+def test_an_allocation_that_fails_is_one_line(capsys: Capture, packed_file: Path) -> None:
+    # Far more than the addresses of any machine.
+    options = ["--batch", str(10**12), "--prompt-tokens", "5", "--decode-tokens", "3"]
+    code, out, err = _run(capsys, "bench", packed_file, *options)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("trilith: error: not enough memory (")
+    assert "can't allocate memory" in err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_other_lacks_of_memory_are_one_line_too(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "new_cache", fail)
+    code, _, err = _run(capsys, "generate", packed_file)
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"not enough memory ({str(error) or 'for what Python asked'})" in err
+
+
+def test_other_errors_of_torch_keep_their_traceback(
+    packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Engine, "new_cache", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["generate", str(packed_file)])

@@ -11,6 +11,9 @@ import pytest
 from tests.cli.program import PROGRAM, environment
 
 from trilith.cli import main
+from trilith.model import CacheConfig
+from trilith.packed import open_unchecked
+from trilith.runtime import Engine, room
 
 Capture = pytest.CaptureFixture[str]
 # Far beyond any wait of a busy machine.
@@ -58,7 +61,9 @@ def test_without_the_extra_it_says_what_to_install(
         (["--window", "65"], "window=65 is wider than the context of 64"),
         (["--sinks", "2"], "--sinks=2 has no effect without --window"),
         (["--cache-bits", "5"], "cache_bits=5 is not known; choose 32, 16, 8 or 4"),
-        (["--running", "0"], "0 requests at once"),
+        (["--running", "0"], "--running=0: at least 1 request"),
+        (["--kept-bytes", "0"], "--kept-bytes=0"),
+        (["--kept-caches", "0", "--kept-bytes", "9"], "has no effect where none are kept"),
         (["--waiting", "-1"], "--waiting=-1"),
         (["--kept-caches", "-1"], "--kept-caches=-1 must not be negative"),
         (["--max-body-bytes", "0"], "body_bytes=0"),
@@ -75,3 +80,28 @@ def test_wrong_options_are_one_line(
     assert main(["serve", str(packed_file), "--port", "0", *options]) == 1
     err = capsys.readouterr().err
     assert text in err and err.count("\n") == 1
+
+
+def test_what_does_not_fit_is_said_before_loading(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    cache = Engine.load(packed_file).new_cache(batch_size=1, capacity=64)
+    # The reference: what one needs alone, and the caches of seven more.
+    planned = room.setup_of(open_unchecked(packed_file), cache=CacheConfig(), layers="held")
+    alone = room.needed_bytes(room.with_context(planned, None))
+    monkeypatch.setattr("trilith.runtime.engine.read_packed", None)
+
+    def refused(memory_bytes: int, *options: str) -> str:
+        monkeypatch.setattr(room, "host_memory_bytes", lambda: memory_bytes)
+        assert main(["serve", str(packed_file), "--port", "0", *options]) == 1
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+        return captured.err
+
+    text = refused(alone + 7 * cache.nbytes - 1)
+    assert "with 8 times 64 tokens" in text and "--running 1" in text and "at most" in text
+    assert "--cache-bits 8" in text
+    enough = alone + 8 * cache.nbytes
+    assert "kept caches take up to" in refused(enough, "--kept-caches", "8")
+    assert "kept caches take up to" in refused(enough, "--kept-bytes", str(8 * cache.nbytes))

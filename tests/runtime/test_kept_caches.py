@@ -132,3 +132,25 @@ def test_a_prompt_that_breaks_off_leaves_only_whole_caches(
 def test_at_least_one_cache_is_kept() -> None:
     with pytest.raises(ValueError, match="0 kept caches"):
         KeptCaches(0)
+
+
+def test_kept_caches_never_take_more_bytes_than_they_may(path: Path) -> None:
+    engine = Engine.load(path)
+    per_token = engine.new_cache(batch_size=1, capacity=1).nbytes
+    kept = KeptCaches(8, max_bytes=per_token * 320)
+    prompts = [_ids(130, seed=seed) for seed in range(4)]
+    for number, ids in enumerate(prompts, 1):
+        _run(engine, ids, kept)
+        assert len(kept) == min(number, 2)
+        assert kept.nbytes == len(kept) * 128 * per_token
+    # The newest two are there, and a longer one takes the place of the older of them.
+    assert [_run(engine, ids, None)[1] for ids in prompts] == [0, 0, 0, 0]
+    assert _run(engine, prompts[2], kept)[1] == 128
+    _run(engine, _ids(200, seed=9), kept)
+    assert kept.nbytes == (128 + 192) * per_token
+    assert _run(engine, prompts[2], kept)[1] == 128
+    # What is larger alone leaves all as it was.
+    _run(engine, _ids(390, seed=10), kept)
+    assert kept.nbytes == (128 + 192) * per_token
+    with pytest.raises(ValueError, match="max_bytes=0 of kept caches"):
+        KeptCaches(2, max_bytes=0)

@@ -11,12 +11,23 @@ from tests.memory_peak import peak_bytes, storage_bytes
 from tests.model.test_zoo import shape
 
 from trilith.kernels import available_isas, chosen_isa, native_path
-from trilith.model import CacheConfig, ModelConfig, build_model
-from trilith.packed import DENSE, Attachments, PackConfig, TokenizerParts, write_packed
+from trilith.model import CacheConfig, ModelConfig, StaticCache, build_model
+from trilith.packed import (
+    DENSE,
+    Attachments,
+    PackConfig,
+    TokenizerParts,
+    build_packed_model,
+    read_packed,
+    write_packed,
+)
 from trilith.quant import QuantConfig
 from trilith.runtime import (
     Engine,
+    GenerateConfig,
     InferenceSetup,
+    KeptCaches,
+    SamplingConfig,
     file_bytes,
     longest_context,
     plan_inference,
@@ -54,7 +65,7 @@ def _one_thread() -> Iterator[None]:
 def setup_of(kind: Kind, **changes: Any) -> InferenceSetup:
     model, quant, pack = kind
     given = {"context": model.context, "prompt": model.context - 1, "batch_size": BATCH}
-    given |= {"kernel": "packed"}
+    given |= {"kernel": "native"}
     return InferenceSetup(model, quant, pack, **(given | changes))
 
 
@@ -139,7 +150,71 @@ def test_the_cache_of_tritters_plan() -> None:
     assert num_values // 2 == 4_294_967_296
 
 
-@pytest.mark.parametrize("kernel", ["packed", "torch"])
+@pytest.mark.parametrize("layers", ["held", "streamed"])
+@pytest.mark.parametrize(
+    "cache", [CacheConfig(), CacheConfig(8), CacheConfig(4), CacheConfig(16, 90, 4)], ids=str
+)
+def test_the_caches_of_a_server_take_what_is_planned(
+    cache: CacheConfig, layers: Any, tmp_path: Path
+) -> None:
+    context = 1100
+    kind = (replace(TOY, context=context), TERNARY, SMALLEST)
+    write(kind, tmp_path / "model.safetensors")
+    engine = Engine.load(tmp_path / "model.safetensors", cache=cache, layers=layers)
+    running = [engine.new_cache(batch_size=1, capacity=context) for _ in range(3)]
+    kept = KeptCaches(2)
+    last = GenerateConfig(1, (), SamplingConfig(0.0, None, None, 1.0, 0))
+    for first in (1, 2, 3):
+        list(engine.generate([first] * context, config=last, kept=kept))
+    plan = plan_inference(
+        setup_of(kind, cache=cache, layers=layers, batch_size=1, running=3, kept=2)
+    )
+    assert plan.kv_cache == sum(each.nbytes for each in running)
+    assert plan.kept == pytest.approx(kept.nbytes, rel=0.05)
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch"])
+def test_decoding_several_caches_takes_what_is_planned(
+    kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRILITH_KERNELS", "torch" if kernel == "torch" else "auto")
+    if kernel == "native" and chosen_isa() is None:
+        pytest.skip("no native kernels on this machine")
+    write(KINDS[0], tmp_path / "model.safetensors")
+    engine = Engine.load(tmp_path / "model.safetensors")
+    caches = [engine.new_cache(batch_size=1, capacity=200) for _ in range(6)]
+    for cache in caches:
+        engine.prefill(torch.ones(1, 190, dtype=torch.long), cache=cache)
+    tokens_B = torch.ones(6, dtype=torch.long)
+    decode = peak_bytes(lambda: engine.decode_together(tokens_B, caches=caches))
+    plan = plan_inference(setup_of(KINDS[0], kernel=kernel, batch_size=1, running=6))
+    assert plan.decode == pytest.approx(decode, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].name)
+def test_a_gpu_holds_what_is_planned(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the engine builds a model for a device; one without memory has the same sizes."""
+    pytest.importorskip("triton", reason="the extra gpu is not installed")
+    monkeypatch.setenv("TRILITH_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    write(kind, tmp_path / "model.safetensors")
+    model = build_packed_model(
+        read_packed(tmp_path / "model.safetensors"), device=torch.device("meta")
+    )
+    plan = plan_inference(setup_of(kind, kernel="triton"))
+    # A tied head is the embedding itself, which without memory it cannot stay.
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    held = [t.nbytes for name, t in tensors if not (name == "head.weight" and kind[0].tied_head)]
+    assert (plan.file, plan.unpacked) == (0, sum(held))
+    cache = StaticCache(
+        kind[0], batch_size=BATCH, capacity=kind[0].context, device=torch.device("meta")
+    )
+    assert plan.kv_cache == cache.keys.nbytes + cache.values.nbytes
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch", "triton"])
 @pytest.mark.parametrize("memory_bytes", [10**6, 10**7, 10**8])
 def test_the_longest_context_is_the_last_that_fits(kernel: Any, memory_bytes: int) -> None:
     setup = setup_of(KINDS[0], kernel=kernel, prompt=16)
@@ -159,6 +234,12 @@ def test_the_longest_context_is_the_last_that_fits(kernel: Any, memory_bytes: in
     [
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"prompt": 300}, "prompt=300 is longer than context=256"),
+        ({"running": 0}, "running=0 must be at least 1"),
+        ({"kept": -1}, "kept=-1 must not be negative"),
+        ({"kernel": "triton", "cache": CacheConfig(8)}, "do not run on a GPU"),
+        ({"kernel": "triton", "cache": CacheConfig(32, 9)}, "do not run on a GPU"),
+        ({"kernel": "triton", "layers": "streamed"}, "have no effect on a GPU"),
+        ({"kernel": "triton", "kept": 1}, "have no effect on a GPU"),
     ],
 )
 def test_an_impossible_setup_is_refused(changes: dict[str, Any], message: str) -> None:

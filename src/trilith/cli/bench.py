@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     threads = options.threads or [torch.get_num_threads()]
     if min(threads) < 1:
         raise ValueError(f"--threads={min(threads)} must be at least 1")
-    engine = load_engine(options)
+    engine = load_engine(options, context=max(options.prompt_tokens) + options.decode_tokens)
     rows = _measure(engine, options, threads)
     hardware: dict[str, Any] = {
         "device": device_name(engine.device),

@@ -12,6 +12,7 @@ from trilith.cli.generation import (
     add_sampling_options,
     add_threads_option,
     load_engine,
+    read_context,
     read_sampling,
     set_threads,
 )
@@ -30,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of one answer; default 256"
     )
+    parser.add_argument("--context", type=int, help="tokens of a conversation; default: all")
     add_sampling_options(parser)
     add_engine_options(parser)
     add_threads_option(parser)
@@ -46,11 +48,11 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens} must be at least 1")
     sampling = read_sampling(options)
     set_threads(options)
-    engine = load_engine(options)
+    engine = load_engine(options, context=options.context)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
-    conversation = Conversation(tokenizer, context=engine.config.context)
+    conversation = Conversation(tokenizer, context=read_context(options, engine))
     _prepare_input()
-    _note(f"{options.file.stem}, {engine.config.context} tokens of context")
+    _note(f"{options.file.stem}, {conversation.context} tokens of context")
     _note(f"{_RESET} forgets the conversation, {_QUIT} ends; Ctrl-C stops an answer")
     # The cache of the last turn; one on a GPU is not kept.
     kept = KeptCaches(1) if engine.device.type == "cpu" else None

@@ -11,6 +11,7 @@ from trilith.cli.generation import (
     add_threads_option,
     load_engine,
     read_sampling,
+    require_sequence,
     set_threads,
 )
 
@@ -36,11 +37,14 @@ def run(options: argparse.Namespace) -> int:
 
     sampling = read_sampling(options)
     set_threads(options)
-    engine = load_engine(options)
+    engine = load_engine(options, context=options.max_new_tokens)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    # A begin mark goes in front; the last new token is never run.
+    require_sequence(engine, len(tokenizer.encode(prompt)) + options.max_new_tokens)
     pieces = stream_text(
         engine,
-        prompt=sys.stdin.read() if options.prompt == "-" else options.prompt,
+        prompt=prompt,
         tokenizer=tokenizer,
         decoder=StreamDecoder(tokenizer),
         config=GenerateConfig(options.max_new_tokens, tokenizer.stop_ids, sampling),

@@ -47,18 +47,59 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_engine(options: argparse.Namespace) -> "Engine":
+def load_engine(options: argparse.Namespace, *, context: int | None) -> "Engine":
     """Load `options.file` as the options of `add_engine_options` say.
+
+    Args:
+        options: with these and `file`.
+        context: tokens of a sequence for which there must be memory; None for the model's own.
 
     Raises:
         ValueError: a value is out of its range, or has no effect; there is no such device; or the
-            file is damaged.
+            file is damaged, or too large.
     """
     from trilith.runtime import Engine
 
-    layers: Layers = "streamed" if options.stream_layers else "held"
-    cache = _cache_config(options)
-    return Engine.load(options.file, cache=cache, layers=layers, device=options.device)
+    layers, cache = layers_of(options), cache_config(options)
+    return Engine.load(
+        options.file, cache=cache, layers=layers, device=options.device, context=context
+    )
+
+
+def require_sequence(engine: "Engine", context: int) -> None:
+    """Refuse a sequence of more tokens than there is memory for.
+
+    Raises:
+        ValueError: the text says what needs less.
+    """
+    from trilith.runtime.room import require_memory
+
+    layers: Layers = "held" if engine.stream is None else "streamed"
+    require_memory(
+        engine.file.path,
+        cache=engine.cache_config,
+        layers=layers,
+        device=engine.device,
+        context=context,
+    )
+
+
+def read_context(options: argparse.Namespace, engine: "Engine") -> int:
+    """Return what --context says, or the model's own.
+
+    Raises:
+        ValueError: it is longer than the model's.
+    """
+    own = engine.config.context
+    context = own if options.context is None else options.context
+    if not 1 <= context <= own:
+        raise ValueError(f"--context={context} must be in 1..{own}, the model's own")
+    return context
+
+
+def layers_of(options: argparse.Namespace) -> "Layers":
+    """How the options of `add_engine_options` hold layers."""
+    return "streamed" if options.stream_layers else "held"
 
 
 def read_sampling(options: argparse.Namespace) -> "SamplingConfig":
@@ -93,7 +134,12 @@ def set_threads(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
 
 
-def _cache_config(options: argparse.Namespace) -> "CacheConfig":
+def cache_config(options: argparse.Namespace) -> "CacheConfig":
+    """How the options of `add_engine_options` keep keys and values.
+
+    Raises:
+        ValueError: a value is out of its range, or has no effect.
+    """
     from trilith.model import DEFAULT_SINKS, CacheConfig
 
     if options.sinks is not None and options.window is None:

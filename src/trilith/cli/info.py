@@ -1,7 +1,7 @@
 """`trilith info`: what a packed file holds, or how many weights a configured model has."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,9 @@ def _describe_memory(overrides: list[str]) -> str:
     from trilith.training.memory import plan_training
 
     plan = plan_of(compose_plan(overrides), {}, this_machine())
-    training, generation = plan_training(plan.training), plan_inference(plan.generation)
+    training = plan_training(plan.training)
+    # The file is the same for all, and a GPU does not hold it.
+    generation = plan_inference(replace(plan.generation, kernel="torch"))
     setup = plan.training
     sizes = {
         "weights": training.weights,

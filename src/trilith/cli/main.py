@@ -35,8 +35,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"trilith: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _failed(
+            f"not enough memory ({str(error) or 'for what Python asked'}); ask for fewer tokens or "
+            "sequences, or see what `trilith memory` plans"
+        )
+
+
+def _failed(text: str) -> int:
+    print(f"trilith: error: {' '.join(text.split())}", file=sys.stderr)
+    return 1
+
+
+def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """True of Python's own error, and of torch's on a CPU, which has no type, and on a GPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

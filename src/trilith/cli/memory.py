@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trilith.cli.plan import Plan, Target, read_plan
+from trilith.cli.plan import Plan, Target, named_file, read_file_plan, read_plan
 from trilith.cli.table import format_table, size_rows
 
 if TYPE_CHECKING:
@@ -19,22 +19,28 @@ _CACHE_BITS: "tuple[CacheBits, ...]" = (32, 16, 8, 4)
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "memory", help="plan the memory of training and generation of a configured model"
+        "memory", help="plan the memory of a configured model, or of a packed file"
     )
     parser.add_argument(
         "choices",
         nargs="+",
-        metavar="KEY=VALUE",
-        help="context, batch, prompt, cache_bits, layers (held or streamed), device (a GPU's name "
-        "or cpu), variant (ternary or dense), and choices from conf/, such as: model=7b "
-        "quant=prime7 train=gpu pack=bits2",
+        metavar="[FILE] KEY=VALUE",
+        help="a packed file, if one is meant, then: context, batch, prompt, running and kept "
+        "(caches of a server), cache_bits, window, sinks, layers (held or streamed), device (a "
+        "GPU's name or cpu); without a file variant (ternary or dense), and choices from conf/, "
+        "such as: model=7b quant=prime7 train=gpu pack=bits2",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print both plans."""
-    print(_describe(read_plan(options.choices)))
+    """Print both plans, of a packed file that of generation."""
+    path = named_file(options.choices)
+    if path is None:
+        print(_describe(read_plan(options.choices)))
+    else:
+        setup, target = read_file_plan(path, options.choices[1:])
+        print(f"{path}, on {target.name}\n\n{_describe_generation(setup, target)}")
     return 0
 
 
@@ -103,9 +109,10 @@ def _training_total(setup: "TrainingSetup", target: Target) -> int:
 
 
 def _describe_generation(setup: "InferenceSetup", target: Target) -> str:
-    from trilith.runtime import PREFILL_TOKENS, plan_inference
+    from trilith.runtime import plan_inference
 
-    wanted = [bits for bits in _CACHE_BITS if bits <= setup.cache.bits]
+    planned = _CACHE_BITS if setup.kernel != "triton" else (setup.cache.bits,)
+    wanted = [bits for bits in planned if bits <= setup.cache.bits]
     widths = [replace(setup, cache=replace(setup.cache, bits=bits)) for bits in wanted]
     plans = [plan_inference(width) for width in widths]
     totals = [plan.total + target.overhead_bytes for plan in plans]
@@ -113,38 +120,54 @@ def _describe_generation(setup: "InferenceSetup", target: Target) -> str:
         "packed file": [plan.file for plan in plans],
         "unpacked": [plan.unpacked for plan in plans],
         "KV cache": [plan.kv_cache for plan in plans],
+        "kept caches": [plan.kept for plan in plans],
         "activations": [max(plan.prefill, plan.decode) for plan in plans],
         "overhead": [target.overhead_bytes] * len(plans),
     }
+    if not setup.kept:
+        del columns["kept caches"]
+    if setup.kernel == "triton":
+        columns = {"weights": columns.pop("unpacked")} | columns
+        del columns["packed file"]
     rows = [
         ["keys and values of", *(f"{width.cache.bits} bits" for width in widths)],
         *size_rows(columns, totals=totals),
         ["fits", *("yes" if total <= target.memory_bytes else "no" for total in totals)],
-        ["longest context", *(f"{_longest(width, target):,}" for width in widths)],
+        ["longest context", *(_longest(width, target) for width in widths)],
     ]
-    title = (
-        f"generation: {setup.batch_size} x {setup.context:,} tokens, {setup.prompt:,} of them a "
-        f"prompt, which runs in parts of {PREFILL_TOKENS}"
+    return "\n".join([_title(setup), format_table(rows), *_remarks(setup)])
+
+
+def _title(setup: "InferenceSetup") -> str:
+    from trilith.runtime import PREFILL_TOKENS
+
+    caches = f", in each of {setup.running} caches" if setup.running > 1 else ""
+    parts = "as a whole" if setup.kernel == "triton" else f"in parts of {PREFILL_TOKENS}"
+    return (
+        f"generation: {setup.batch_size} x {setup.context:,} tokens{caches}, {setup.prompt:,} of "
+        f"them a prompt, which runs {parts}"
     )
-    return "\n".join([title, format_table(rows), *_remarks(setup)])
 
 
-def _longest(setup: "InferenceSetup", target: Target) -> int:
+def _longest(setup: "InferenceSetup", target: Target) -> str:
     from trilith.runtime import PREFILL_TOKENS, longest_context
 
     # A part of a prompt is enough: the others take the same room.
     setup = replace(setup, prompt=min(setup.prompt, PREFILL_TOKENS + 1))
-    return longest_context(setup, memory_bytes=target.memory_bytes - target.overhead_bytes)
+    longest = longest_context(setup, memory_bytes=target.memory_bytes - target.overhead_bytes)
+    return "any" if longest and setup.cache.window is not None else f"{longest:,}"
 
 
 def _remarks(setup: "InferenceSetup") -> list[str]:
-    remarks = ["  tokenizer and manifest of the file come on top"]
-    if setup.kernel == "packed":
-        remarks.append(
-            "  the runtime computes on the CPU: on a GPU this plans kernels that read the file's "
-            "bytes as they are"
-        )
-    return remarks
+    from trilith.runtime import PREFILL_TOKENS
+
+    if setup.kernel != "triton":
+        return ["  tokenizer and manifest of the file come on top"]
+    return [
+        "  on a GPU keys and values, embedding and head are float32, and the file is not kept; "
+        "activations are estimated, not measured",
+        f"  longest context: with a prompt of {PREFILL_TOKENS + 1} tokens or fewer",
+    ]
 
 
 def _verdict(total: int, target: Target) -> str:

@@ -1,19 +1,26 @@
-"""The choices of `trilith memory`: a model, a run of training and of generation, a device."""
+"""The choices of `trilith memory`: a model or a packed file, training, generation, a device."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trilith.cli.project import compose_plan
 
 if TYPE_CHECKING:
+    from trilith.model import CacheConfig
     from trilith.runtime import InferenceSetup
     from trilith.training.memory import TrainingSetup
 
 Variant = Literal["dense", "ternary"]
 Kind = Literal["cpu", "cuda"]
 
-_OWN = ("context", "batch", "prompt", "cache_bits", "layers", "device", "variant")
+# What decides about generation, of a configured model and of a packed file.
+_GENERATION = (
+    *("context", "batch", "prompt", "running", "kept"),
+    *("cache_bits", "window", "sinks", "layers", "device"),
+)
+_OWN = (*_GENERATION, "variant")
 _TRAIN_KEYS = (
     "train.precision",
     "train.accumulate",
@@ -40,6 +47,47 @@ class Plan(NamedTuple):
     target: Target
 
 
+class FilePlan(NamedTuple):
+    """What is asked of a packed file, checked."""
+
+    generation: "InferenceSetup"
+    target: Target
+
+
+def named_file(choices: Sequence[str]) -> Path | None:
+    """Return the packed file among the choices, which comes first, if there is one."""
+    path = Path(choices[0])
+    is_file = "=" not in choices[0] and (path.suffix == ".safetensors" or path.is_file())
+    return path if is_file else None
+
+
+def read_file_plan(path: Path, choices: Sequence[str]) -> FilePlan:
+    """Turn a packed file and the choices that follow it into a plan of generation.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a choice is unknown or impossible, or the file is foreign.
+    """
+    from trilith.packed import open_unchecked
+    from trilith.runtime.room import setup_of
+
+    own = _own_choices(choices)
+    if others := [choice for choice in choices if choice.partition("=")[0] not in _GENERATION]:
+        raise ValueError(
+            f"{others[0]} has no effect on the packed file {path}; what has: "
+            f"{', '.join(_GENERATION)}"
+        )
+    target = _target(own.get("device"))
+    setup = setup_of(open_unchecked(path), cache=_cache(own), layers="held")
+    context = _count("context", own.get("context", setup.model.context))
+    if context > setup.model.context and setup.cache.window is None:
+        raise ValueError(
+            f"context={context} is longer than the {setup.model.context} tokens of {path}; "
+            "shorten it, or set a window"
+        )
+    return FilePlan(_generating(setup, own, target, context=context), target)
+
+
 def read_plan(choices: Sequence[str]) -> Plan:
     """Turn the choices of the command line into a plan; what they leave open, conf/ says.
 
@@ -49,9 +97,10 @@ def read_plan(choices: Sequence[str]) -> Plan:
     own = _own_choices(choices)
     overrides = [choice for choice in choices if choice.partition("=")[0] not in own]
     variant = _variant(own.get("variant", "ternary"))
+    target = _target(own.get("device"))
     for override in overrides:
-        _require_effect(override, variant)
-    return plan_of(compose_plan(overrides), own, _target(own.get("device")), variant=variant)
+        _require_effect(override, variant, target.kind)
+    return plan_of(compose_plan(overrides), own, target, variant=variant)
 
 
 def plan_of(
@@ -103,26 +152,61 @@ def _training_setup(
 def _generation_setup(
     sections: dict[str, Any], variant: Variant, own: dict[str, str], target: Target
 ) -> "InferenceSetup":
-    from trilith.kernels import chosen_isa
-    from trilith.model import CacheConfig
     from trilith.packed import DENSE, PackConfig
     from trilith.quant import QuantConfig
-    from trilith.runtime import InferenceSetup, Kernel
+    from trilith.runtime import InferenceSetup
 
     model, quant = sections["model"], sections["pretrain"][variant]["quant"]
     context = _count("context", own.get("context", model.context))
-    on_cpu: Kernel = "torch" if chosen_isa() is None else "native"
-    return InferenceSetup(
+    setup = InferenceSetup(
         model=model,
         quant=None if quant is None else QuantConfig(**quant),
         pack=DENSE if quant is None else PackConfig(**sections["pack"]),
-        kernel=on_cpu if target.kind == "cpu" else "packed",
+        kernel="torch",
+        context=context,
+        prompt=context,
+        batch_size=1,
+        cache=_cache(own),
+    )
+    return _generating(setup, own, target, context=context)
+
+
+def _generating(
+    setup: "InferenceSetup", own: dict[str, str], target: Target, *, context: int
+) -> "InferenceSetup":
+    """A model's setup with what the command's own keys say."""
+    from trilith.kernels import chosen_isa
+    from trilith.runtime import Kernel
+
+    window = setup.cache.window
+    if window is not None and window > setup.model.context:
+        raise ValueError(
+            f"window={window} is wider than the context of {setup.model.context} tokens of model "
+            f"{setup.model.name}; narrow it"
+        )
+    on_cpu: Kernel = "torch" if chosen_isa() is None else "native"
+    return replace(
+        setup,
+        kernel=on_cpu if target.kind == "cpu" else "triton",
         context=context,
         prompt=_count("prompt", own.get("prompt", context)),
         batch_size=_count("batch", own.get("batch", 1)),
+        running=_count("running", own.get("running", 1)),
+        kept=_count("kept", own.get("kept", 0), least=0),
         layers=own.get("layers", "held"),  # type: ignore[arg-type]
-        cache=CacheConfig(_count("cache_bits", own.get("cache_bits", 32))),  # type: ignore[arg-type]
     )
+
+
+def _cache(own: dict[str, str]) -> "CacheConfig":
+    from trilith.model import DEFAULT_SINKS, CacheConfig
+
+    bits = _count("cache_bits", own.get("cache_bits", 32))
+    if "window" not in own:
+        if "sinks" in own:
+            raise ValueError(f"sinks={own['sinks']} has no effect without window")
+        return CacheConfig(bits)  # type: ignore[arg-type]
+    sinks = _count("sinks", own.get("sinks", DEFAULT_SINKS), least=0)
+    return CacheConfig(bits, _count("window", own["window"]), sinks)  # type: ignore[arg-type]
 
 
 def _own_choices(choices: Sequence[str]) -> dict[str, str]:
@@ -146,7 +230,7 @@ def _variant(name: str) -> Variant:
     raise ValueError(f"variant={name!r} is not a twin; choose dense or ternary")
 
 
-def _require_effect(override: str, variant: Variant) -> None:
+def _require_effect(override: str, variant: Variant, kind: Kind) -> None:
     """Refuse an override that no figure of the plan depends on."""
     key = override.lstrip("+~").partition("=")[0]
     recipe = f"pretrain.{variant}.recipe"
@@ -154,23 +238,28 @@ def _require_effect(override: str, variant: Variant) -> None:
     keys = ["tokenizer.vocab_size", *_TRAIN_KEYS, f"{recipe}.optimizer", f"{recipe}.z_loss"]
     prefixes = ["model."]
     if variant == "ternary":
-        groups += ["quant", "pack"]
-        prefixes += ["quant.", "pack."]
+        groups.append("quant")
+        prefixes.append("quant.")
+        # On a GPU codes are laid out anew, and embedding and head are float32.
+        if kind == "cpu":
+            groups.append("pack")
+            prefixes.append("pack.")
     if key in (*groups, *keys) or key.startswith(tuple(prefixes)):
         return
     raise ValueError(
-        f"{override} has no effect on the memory of variant={variant}; what has: "
+        f"{override} has no effect on the memory of variant={variant} on a "
+        f"{'CPU' if kind == 'cpu' else 'GPU'}; what has: "
         f"{', '.join((*_OWN, *groups, *keys, *(f'{p}*' for p in prefixes)))}"
     )
 
 
-def _count(key: str, value: Any) -> int:
+def _count(key: str, value: Any, *, least: int = 1) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError):
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{key}={value} must be a whole number of at least 1")
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"{key}={value} must be a whole number of at least {least}")
     return number
 
 

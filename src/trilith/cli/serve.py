@@ -1,18 +1,26 @@
 """`trilith serve`: a packed model over HTTP, by OpenAI's interface."""
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trilith.cli.generation import (
     add_engine_options,
     add_threads_option,
+    cache_config,
+    layers_of,
     load_engine,
+    read_context,
     set_threads,
 )
 
 if TYPE_CHECKING:
-    from trilith.runtime import KeptCaches
+    import torch
+
+    from trilith.packed import PackedFile
+    from trilith.runtime import InferenceSetup, KeptCaches
     from trilith.serving.asked import Served
 
 _KEPT_CACHES = 8
@@ -54,6 +62,12 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="prompts whose caches are kept for those that begin alike; default 8, on a GPU 0",
     )
+    parser.add_argument(
+        "--kept-bytes",
+        type=int,
+        metavar="N",
+        help="that these take together at most; default: what all else leaves of the memory",
+    )
     add_engine_options(parser)
     add_threads_option(parser)
     parser.set_defaults(run=run)
@@ -75,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--waiting={options.waiting} must not be negative")
     set_threads(options)
     limits = Limits(options.running + options.waiting, options.max_body_bytes, options.time_limit)
+    kept = _plan_caches(options)
     served = _load(options)
-    kept = _kept_caches(options, served)
     with open_socket(options.host, options.port) as listener:
         batcher = Batcher(served.engine, served.tokenizer, num_running=options.running, kept=kept)
         try:
@@ -93,30 +107,75 @@ def _load(options: argparse.Namespace) -> "Served":
     from trilith.serving.asked import Served
     from trilith.tokens import Tokenizer
 
-    engine = load_engine(options)
-    context = engine.config.context if options.context is None else options.context
-    if not 1 <= context <= engine.config.context:
-        raise ValueError(
-            f"--context={context} must be in 1..{engine.config.context}, the model's own"
-        )
+    engine = load_engine(options, context=options.context)
     tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
-    return Served(engine, tokenizer, options.name or options.file.stem, context)
+    name = options.name or options.file.stem
+    return Served(engine, tokenizer, name, read_context(options, engine))
 
 
-def _kept_caches(options: argparse.Namespace, served: "Served") -> "KeptCaches | None":
-    from trilith.runtime import KeptCaches
+def _plan_caches(options: argparse.Namespace) -> "KeptCaches | None":
+    """Where earlier prompts are kept, if there is memory for them and for all that runs.
 
-    number, on_gpu = options.kept_caches, served.engine.device.type != "cpu"
+    Raises:
+        ValueError: there is none for what the options ask; the text says what needs less.
+    """
+    from trilith.hardware import usable_device
+    from trilith.packed import open_unchecked
+    from trilith.runtime import KeptCaches, kept_bytes
+    from trilith.runtime.room import memory_bytes, needed_bytes, require_room
+
+    device = usable_device(options.device)
+    number = _num_kept(options, on_gpu=device.type != "cpu")
+    setup = _setup(options, open_unchecked(options.file), device)
+    require_room(options.file, setup, device=device)
+    if not number:
+        return None
+    left = memory_bytes(device) - needed_bytes(setup)
+    asked = kept_bytes(replace(setup, kept=number))
+    if options.kept_bytes is not None:
+        asked = min(asked, options.kept_bytes)
+    if asked > left and (options.kept_caches, options.kept_bytes) != (None, None):
+        raise ValueError(
+            f"kept caches take up to {asked / 1e9:,.2f} GB, and what runs leaves "
+            f"{left / 1e9:,.2f} GB of the memory; lower --kept-caches or --kept-bytes, or run less "
+            f"(--running {options.running}, --context {setup.context})"
+        )
+    if asked > left:
+        print(f"[kept caches get the {left / 1e9:,.2f} GB that are left]", file=sys.stderr)
+    most = min(left, asked)
+    return KeptCaches(number, max_bytes=most) if most >= 1 else None
+
+
+def _setup(
+    options: argparse.Namespace, file: "PackedFile", device: "torch.device"
+) -> "InferenceSetup":
+    """All requests at once, each with the whole context."""
+    from trilith.runtime.room import setup_of, with_context
+
+    if options.running < 1:
+        raise ValueError(f"--running={options.running}: at least 1 request must run")
+    layers, cache = layers_of(options), cache_config(options)
+    setup = setup_of(file, cache=cache, layers=layers, device=device)
+    return replace(with_context(setup, options.context), running=options.running)
+
+
+def _num_kept(options: argparse.Namespace, *, on_gpu: bool) -> int:
+    number = options.kept_caches
     if number is None:
         number = 0 if on_gpu else _KEPT_CACHES
     if number < 0:
         raise ValueError(f"--kept-caches={number} must not be negative; 0 keeps none")
     if number and on_gpu:
         raise ValueError(
-            f"--kept-caches={number} has no effect on {served.engine.device}: caches on a GPU are "
-            "not kept; leave it out, or use the CPU"
+            f"--kept-caches={number} has no effect on {options.device}: caches on a GPU are not "
+            "kept; leave it out, or use the CPU"
         )
-    return KeptCaches(number) if number else None
+    if options.kept_bytes is not None and (options.kept_bytes < 1 or not number):
+        raise ValueError(
+            f"--kept-bytes={options.kept_bytes} with {number} kept caches; it must be at least 1, "
+            "and has no effect where none are kept"
+        )
+    return number
 
 
 def _address(host: str, listener: Any) -> str:

@@ -10,6 +10,7 @@ from trilith.runtime.memory import (
     Kernel,
     Layers,
     file_bytes,
+    kept_bytes,
     longest_context,
     plan_inference,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "TextDecoder",
     "TextTokenizer",
     "file_bytes",
+    "kept_bytes",
     "longest_context",
     "most_likely",
     "plan_inference",

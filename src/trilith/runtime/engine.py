@@ -15,14 +15,10 @@ from trilith.packed import PackedFile, build_outer_model, build_packed_model, re
 from trilith.runtime.continuation import Continuation, GenerateConfig
 from trilith.runtime.kept_caches import KeptCaches
 from trilith.runtime.layer_stream import LayerStream
-from trilith.runtime.memory import PREFILL_TOKENS, Layers
+from trilith.runtime.memory import PART_TOKENS, PREFILL_TOKENS, Layers
 from trilith.runtime.native_decoder import NativeDecoder, NewTokens, decodes_natively
 from trilith.runtime.room import require_memory
 from trilith.runtime.static_decoder import StaticDecoder
-
-# Tokens of a prompt that `generate` runs at once, where layers are held: the grain in which caches
-# are kept, whole blocks of a quantized cache.
-_PART_TOKENS = 64
 
 
 class Engine:
@@ -57,6 +53,7 @@ class Engine:
         cache: CacheConfig = CacheConfig(),  # noqa: B008
         layers: Layers = "held",
         device: str = "cpu",
+        context: int | None = 1,
     ) -> "Engine":
         """Read and check a packed file and build its model on a device: "cpu", "cuda", "cuda:1".
 
@@ -65,6 +62,7 @@ class Engine:
             cache: how its caches keep keys and values.
             layers: `streamed` reads each block just before it runs, for models larger than the
                 memory; decoding then goes through the torch modules.
+            context: tokens of a sequence for which there must be memory; None for the model's own.
 
         Raises:
             FileNotFoundError: no such file.
@@ -73,8 +71,7 @@ class Engine:
         """
         chosen = usable_device(device)
         _check_device(chosen, cache=cache, layers=layers)
-        if chosen.type == "cpu":
-            require_memory(path, cache=cache, layers=layers)
+        require_memory(path, cache=cache, layers=layers, device=chosen, context=context)
         file = read_packed(path)
         if layers == "held":
             return cls(build_packed_model(file, device=chosen), file=file, cache=cache)
@@ -98,7 +95,7 @@ class Engine:
         if self.static is not None:
             return self.config.context
         # Each part reads all layers, where they are streamed.
-        at_once = _PART_TOKENS if self.stream is None else PREFILL_TOKENS
+        at_once = PART_TOKENS if self.stream is None else PREFILL_TOKENS
         window = self.cache_config.window
         return at_once if window is None else min(at_once, window - self.cache_config.sinks)
 

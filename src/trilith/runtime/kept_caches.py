@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from trilith.model import KVCache
+from trilith.runtime.memory import cache_bytes
 
 
 class _Kept(NamedTuple):
@@ -21,13 +22,17 @@ class _Kept(NamedTuple):
 class KeptCaches:
     """Copies of the caches of up to `number` prompts; the least recently used goes first.
 
-    Nothing in here is ever written to again, and only whole copies get in. For one thread.
+    They never take more than `max_bytes` together, not even while one is copied: what is larger
+    alone is not kept. Nothing in here is ever written to again, and only whole copies get in. For
+    one thread.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, max_bytes: int | None = None) -> None:
         if number < 1:
             raise ValueError(f"{number} kept caches: at least 1 must be kept")
-        self._number = number
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes} of kept caches must be at least 1")
+        self._number, self._max_bytes = number, max_bytes
         self._kept: list[_Kept] = []
 
     @property
@@ -58,12 +63,23 @@ class KeptCaches:
         """Keep a copy of a cache of whole parts with these ids, in the place of what begins it."""
         ids = tuple(ids)
         assert len(ids) == cache.length, (len(ids), cache.length)
-        copy = KVCache(
-            cache.model, batch_size=cache.batch_size, capacity=len(ids), config=cache.config
-        )
-        copy.copy_from(cache, length=len(ids))
+        model, batch_size, config = cache.model, cache.batch_size, cache.config
+        needed = cache_bytes(model, batch_size=batch_size, capacity=len(ids), config=config)
+        if self._make_room(ids, needed):
+            copy = KVCache(model, batch_size=batch_size, capacity=len(ids), config=config)
+            copy.copy_from(cache, length=len(ids))
+            self._kept.append(_Kept(ids, copy))
+
+    def _make_room(self, ids: tuple[int, ...], num_bytes: int) -> bool:
+        """Let go of what begins `ids`, and of the oldest; False, and nothing, if that is no use."""
+        most = num_bytes if self._max_bytes is None else self._max_bytes
+        if num_bytes > most:
+            return False
         others = [kept for kept in self._kept if ids[: len(kept.ids)] != kept.ids]
-        self._kept = [*others, _Kept(ids, copy)][-self._number :]
+        self._kept = others[max(0, len(others) - self._number + 1) :]
+        while self._max_bytes is not None and self.nbytes + num_bytes > self._max_bytes:
+            del self._kept[0]
+        return True
 
 
 def _usable(kept: _Kept, prompt_ids: Sequence[int], *, part_tokens: int) -> int:

@@ -36,23 +36,30 @@ class LayerStream(nn.Module):
         self.file = file
         self.times = StreamTimes()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="blocks")
-        self._next: Future[Block] | None = None
+        # The first block, read ahead for the next pass.
+        self._first: Future[Block] | None = None
 
     def __len__(self) -> int:
         return self.file.manifest.model.num_layers
 
     def __iter__(self) -> Iterator[Block]:
-        following = self._next or self._reader.submit(self._read, 0)
-        for layer in range(len(self)):
-            start = time.perf_counter()
-            block = following.result()
-            # After the last one comes the first of the next pass.
-            following = self._next = self._reader.submit(self._read, (layer + 1) % len(self))
-            ready = time.perf_counter()
-            yield block
-            del block
-            self.times.wait_s += ready - start
-            self.times.compute_s += time.perf_counter() - ready
+        # Forgotten at once: if this pass breaks off, the next one must begin anew.
+        following, self._first = self._first or self._reader.submit(self._read, 0), None
+        try:
+            for layer in range(len(self)):
+                start = time.perf_counter()
+                block = following.result()
+                # After the last one comes the first of the next pass.
+                following = self._reader.submit(self._read, (layer + 1) % len(self))
+                ready = time.perf_counter()
+                yield block
+                del block
+                self.times.wait_s += ready - start
+                self.times.compute_s += time.perf_counter() - ready
+            self._first = following
+        finally:
+            if following is not self._first:
+                following.cancel()
 
     def close(self) -> None:
         """End the thread."""

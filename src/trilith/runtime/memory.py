@@ -1,4 +1,4 @@
-"""What a packed model needs to run: its file, what kernels unpack, the KV cache, activations.
+"""What a packed model needs to run: its file, what kernels unpack, KV caches, activations.
 
 Letters as in `attention`: D width, C head width, V vocabulary; M is the width of the MLP.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trilith.kernels import RESTORED_VALUES, chosen_isa, layout_in_memory, native_bytes
+from trilith.kernels.gpu_layout import gpu_layouts_for, group_bytes
 from trilith.model import (
     Bias,
     CacheConfig,
@@ -27,13 +28,16 @@ from trilith.model.cache_storage import KEY_BLOCK
 from trilith.packed import PackConfig, row_bytes
 from trilith.quant import Codec, QuantConfig, num_scales
 
-# How kernels hold a projection: tiles of 2 or 4 bits, float32 numbers, or the file's own bytes.
-Kernel = Literal["native", "torch", "packed"]
+# How kernels hold a projection: tiles of 2 or 4 bits, float32 numbers, or the codes of a GPU.
+Kernel = Literal["native", "torch", "triton"]
 # All blocks ready to run, or one that runs and the next one.
 Layers = Literal["held", "streamed"]
 
 # Tokens of a prompt that run at once.
 PREFILL_TOKENS = 512
+# Those that `generate` runs at once where layers are held: the grain in which caches are kept,
+# whole blocks of a quantized cache.
+PART_TOKENS = 64
 
 _FLOAT32 = 4
 _BFLOAT16 = 2
@@ -46,7 +50,9 @@ class InferenceSetup:
     """All that decides how much memory a packed model takes.
 
     `context` counts the tokens of prompt and answer, `prompt` those of the first, which runs in
-    parts of `PREFILL_TOKENS`. Where layers are streamed, two blocks are unpacked at once.
+    parts of `PREFILL_TOKENS`, on a GPU (the kernel `triton`) as a whole. `running` caches of
+    `batch_size` sequences each are decoded together, and `kept` more are held for later prompts.
+    Where layers are streamed, two blocks are unpacked at once.
     """
 
     model: ModelConfig
@@ -58,17 +64,35 @@ class InferenceSetup:
     batch_size: int
     cache: CacheConfig = field(default_factory=CacheConfig)
     layers: Layers = "held"
+    running: int = 1
+    kept: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("context", "prompt", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        for key, least in [("context", 1), ("prompt", 1), ("batch_size", 1), ("running", 1)]:
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
+        if self.kept < 0:
+            raise ValueError(f"kept={self.kept} must not be negative")
         if self.layers not in ("held", "streamed"):
             raise ValueError(f"layers={self.layers!r} is not known; choose held or streamed")
         if self.prompt > self.context:
             raise ValueError(
                 f"prompt={self.prompt} is longer than context={self.context}; lower the first or "
                 "raise the second"
+            )
+        if self.kernel == "triton":
+            self._require_gpu_can()
+
+    def _require_gpu_can(self) -> None:
+        if (self.cache.bits, self.cache.window) != (32, None):
+            raise ValueError(
+                f"cache_bits={self.cache.bits} and window={self.cache.window} do not run on a GPU: "
+                "caches there are float32 and keep all tokens; leave both out, or use the CPU"
+            )
+        if self.layers == "streamed" or self.kept:
+            raise ValueError(
+                f"layers={self.layers} and kept={self.kept} have no effect on a GPU: it holds all "
+                "layers and keeps no caches; leave both out, or use the CPU"
             )
 
 
@@ -88,9 +112,11 @@ class InferenceMemory(NamedTuple):
     """Bytes at the peak of generation.
 
     Attributes:
-        file: tensors of the packed file; on a CPU they are mapped.
-        unpacked: what the runtime keeps beside them: kernel weights and norms.
-        kv_cache: keys and values, with the scales of a quantized cache.
+        file: tensors of the packed file; on a CPU they are mapped, on a GPU they are not there.
+        unpacked: what the runtime keeps beside them: kernel weights and norms; on a GPU also
+            embedding and head, in float32.
+        kv_cache: keys and values of all that run, with the scales of a quantized cache.
+        kept: those of caches that are kept for later prompts.
         prefill: activations of running the prompt.
         decode: activations of running one more token.
     """
@@ -98,6 +124,7 @@ class InferenceMemory(NamedTuple):
     file: int
     unpacked: int
     kv_cache: int
+    kept: int
     prefill: int
     decode: int
 
@@ -107,16 +134,18 @@ class InferenceMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + max(self.prefill, self.decode)
+        return self.weights + self.kv_cache + self.kept + max(self.prefill, self.decode)
 
 
 def plan_inference(setup: InferenceSetup) -> InferenceMemory:
     """Plan the memory of a packed model that generates on one device."""
     model = model_on_meta(setup.model)
+    is_on_gpu = setup.kernel == "triton"
     return InferenceMemory(
-        file=sum(file_bytes(model, quant=setup.quant, pack=setup.pack)),
+        file=0 if is_on_gpu else sum(file_bytes(model, quant=setup.quant, pack=setup.pack)),
         unpacked=_unpacked_bytes(model, setup),
-        kv_cache=_cache_bytes(setup),
+        kv_cache=_running_bytes(setup),
+        kept=kept_bytes(setup),
         prefill=_prefill_bytes(setup),
         decode=_decode_bytes(setup),
     )
@@ -132,18 +161,34 @@ def longest_context(setup: InferenceSetup, *, memory_bytes: int) -> int:
 
     def needed(context: int) -> int:
         wanted = replace(setup, context=context)
-        return _cache_bytes(wanted) + max(plan.prefill, _decode_bytes(wanted))
+        caches = _running_bytes(wanted) + kept_bytes(wanted)
+        return caches + max(_prefill_bytes(wanted), _decode_bytes(wanted))
 
     num_fitting = bisect_right(range(setup.prompt, _LONGEST), room, key=needed)
     return setup.prompt + num_fitting - 1 if num_fitting else 0
 
 
-def _cache_bytes(setup: InferenceSetup) -> int:
+def cache_bytes(model: ModelConfig, *, batch_size: int, capacity: int, config: CacheConfig) -> int:
+    """Bytes of one KV cache with room for so many tokens."""
     with torch.device("meta"):
-        cache = KVCache(
-            setup.model, batch_size=setup.batch_size, capacity=setup.context, config=setup.cache
-        )
+        cache = KVCache(model, batch_size=batch_size, capacity=capacity, config=config)
     return cache.nbytes
+
+
+def kept_bytes(setup: InferenceSetup) -> int:
+    """Bytes of all kept caches, at their largest: the whole parts of a context."""
+    part = PART_TOKENS if setup.layers == "held" else PREFILL_TOKENS
+    return setup.kept * _cache_bytes(setup, capacity=setup.context // part * part)
+
+
+def _running_bytes(setup: InferenceSetup) -> int:
+    return setup.running * _cache_bytes(setup, capacity=setup.context)
+
+
+def _cache_bytes(setup: InferenceSetup, *, capacity: int) -> int:
+    return cache_bytes(
+        setup.model, batch_size=setup.batch_size, capacity=capacity, config=setup.cache
+    )
 
 
 def file_bytes(model: Transformer, *, quant: QuantConfig | None, pack: PackConfig) -> FileBytes:
@@ -172,21 +217,22 @@ def _code_bytes(weight: Tensor, codec: Codec | None) -> int:
 
 
 def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
-    """Bytes beside the file; kernels that read packed bytes need none."""
-    if setup.kernel == "packed":
-        return 0
+    """Bytes beside the file."""
     rope = 2 * _FLOAT32 * setup.model.context * setup.model.head_width
     kernels = sum(_kernel_bytes(weight, setup) for weight in projection_weights(model))
     if setup.layers == "streamed":
         kernels = kernels * min(2, setup.model.num_layers) // setup.model.num_layers
     floats = _float_bytes(model, RMSNorm) + _float_bytes(model, Bias)
+    if setup.kernel == "triton":
+        num_tables = 1 if setup.model.tied_head else 2
+        floats += _FLOAT32 * num_tables * setup.model.vocab_size * setup.model.width
     return floats + kernels + (rope if _decodes_natively(setup) else 0)
 
 
 def _decodes_natively(setup: InferenceSetup) -> bool:
     """True if a decoding step is one call that reads grouped keys and values where they lie."""
     is_integer = setup.quant is not None and setup.quant.activation_bits is not None
-    return is_integer and setup.kernel != "torch" and setup.layers == "held"
+    return is_integer and setup.kernel == "native" and setup.layers == "held"
 
 
 def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
@@ -195,9 +241,13 @@ def _kernel_bytes(weight: Tensor, setup: InferenceSetup) -> int:
         return _FLOAT32 * weight.numel()
     num_out, num_in = weight.shape
     scales = num_scales(weight, quant)
-    if setup.kernel == "torch":
-        return _FLOAT32 * (weight.numel() + scales)
     num_groups = scales // num_out if quant.granularity == "group" else 1
+    gpu_layouts = gpu_layouts_for(quant.levels)
+    if setup.kernel == "triton" and gpu_layouts:
+        row = num_groups * group_bytes(num_in // num_groups, gpu_layouts[0])
+        return num_out * row + _FLOAT32 * scales
+    if setup.kernel != "native":
+        return _FLOAT32 * (weight.numel() + scales)
     layout = layout_in_memory(
         quant.levels,
         isa=chosen_isa(),
@@ -226,24 +276,33 @@ def _native_bytes(setup: InferenceSetup, *, num_tokens: int) -> int:
 
 def _prefill_bytes(setup: InferenceSetup) -> int:
     """Activations of a part of the prompt at the widest moment of a block, rotations, logits."""
-    if setup.kernel == "native" and _decodes_natively(setup):
-        return _native_bytes(setup, num_tokens=min(setup.prompt, PREFILL_TOKENS))
+    is_on_gpu = setup.kernel == "triton"
+    num_tokens = setup.prompt if is_on_gpu else min(setup.prompt, PREFILL_TOKENS)
+    if _decodes_natively(setup):
+        return _native_bytes(setup, num_tokens=num_tokens)
     config = setup.model
     width, keys = config.width, config.num_kv_heads * config.head_width
-    num_tokens = min(setup.prompt, PREFILL_TOKENS)
     is_grouped = config.num_heads > config.num_kv_heads
     # Residual, normed, projected, rotated queries and keys, output.
     attention = 5 * width + 3 * keys
     per_token = max(attention + (2 * width if is_grouped else 0), 3 * width + _mlp_values(setup))
     past = 0
-    if setup.prompt > PREFILL_TOKENS:
+    if setup.prompt > num_tokens:
         # Queries in groups, and the output of some earlier tokens.
         per_token = max(per_token, attention + (2 if is_grouped else 1) * width)
         past = _past_values(setup)
     rotations = 2 * config.head_width * num_tokens
     logits = setup.batch_size * config.vocab_size
     values = setup.batch_size * (num_tokens * per_token + past) + rotations + logits
-    return int(_FLOAT32 * (values + _factor_values(setup)))
+    return int(_FLOAT32 * (values + _factor_values(setup))) + _mask_bytes(setup)
+
+
+def _mask_bytes(setup: InferenceSetup) -> int:
+    """On a GPU, which tokens see which of a cache's places: truth values, and floats of them."""
+    if setup.kernel != "triton":
+        return 0
+    repeats = setup.model.num_heads // setup.model.num_kv_heads
+    return setup.prompt * setup.context * (1 + repeats * (1 + _FLOAT32))
 
 
 def _past_values(setup: InferenceSetup) -> int:
@@ -278,17 +337,21 @@ def _factor_values(setup: InferenceSetup) -> int:
 def _decode_bytes(setup: InferenceSetup) -> int:
     """Logits; on the torch path one token's activations, and what is read of the cache."""
     config = setup.model
-    logits = _FLOAT32 * config.vocab_size * setup.batch_size
     if _decodes_natively(setup):
-        is_native = setup.kernel == "native"
-        return _native_bytes(setup, num_tokens=1) if is_native else logits
+        return _native_bytes(
+            replace(setup, batch_size=setup.batch_size * setup.running), num_tokens=1
+        )
+    logits = _FLOAT32 * config.vocab_size * setup.batch_size
+    # Caches take their turns there, and their logits are put together.
+    others = 2 * logits * setup.running if setup.running > 1 else 0
     keys = config.num_kv_heads * config.head_width
     # Where queries share keys, they are laid in groups, and the own key is repeated.
     attention = (7 if config.num_heads > config.num_kv_heads else 5) * config.width + 3 * keys
     per_token = max(attention, 3 * config.width + _mlp_values(setup))
     values = setup.batch_size * (per_token + _past_values(setup)) + 2 * config.head_width
     values += _factor_values(setup)
-    return max(logits + _restored_bytes(setup), int(_FLOAT32 * values))
+    restored = 0 if setup.kernel == "triton" else _restored_bytes(setup)
+    return others + max(logits + restored, int(_FLOAT32 * values))
 
 
 def _restored_bytes(setup: InferenceSetup) -> int:
