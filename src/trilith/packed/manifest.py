@@ -171,6 +171,8 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> TensorEntry:
     if fields["codes"] is not None:
         codes = fields["codes"] | {"shape": _parse_shape(fields["codes"]["shape"])}
         _require(str, **{key: codes[key] for key in ("grid", "codec", "scale")})
+        if len(codes["shape"]) != 2 or not all(codes["shape"]):
+            raise ValueError(f"shape={codes['shape']} of {name}, expected rows and columns")
         fields["codes"] = CodesEntry(**codes)
     return TensorEntry(**fields)
 

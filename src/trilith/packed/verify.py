@@ -38,7 +38,7 @@ def verify_packed(path: Path) -> Verification:
     problems = list(problems_of(file))
     damaged = {problem.tensor for problem in problems}
     tensors = [
-        TensorCheck(name, entry.part, name in file.tensors and name not in damaged)
+        TensorCheck(name, entry.part, name not in damaged)
         for name, entry in file.manifest.tensors.items()
     ]
     texts = [f"{file.path} {problem.text}" for problem in problems]

@@ -5,7 +5,7 @@ from pathlib import Path
 from trilith.hardware import OVERHEAD_BYTES, host_memory_bytes
 from trilith.kernels import chosen_isa
 from trilith.model import CacheConfig
-from trilith.packed import PackConfig, PackedFile, open_unchecked
+from trilith.packed import PackConfig, PackedFile, naming, open_unchecked
 from trilith.quant import QuantConfig
 from trilith.quant.scale import Granularity
 from trilith.runtime.memory import InferenceSetup, Layers, plan_inference
@@ -16,13 +16,15 @@ def require_memory(path: Path, *, cache: CacheConfig, layers: Layers) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is too large, or the file is foreign.
+        ValueError: it is too large, or the file is foreign or impossible.
     """
     file = open_unchecked(path)
-    needed, streamed = (_bytes(file, cache, kind) for kind in (layers, "streamed"))
     memory = host_memory_bytes()
-    if needed <= memory:
-        return
+    with naming(file.path):
+        needed = _bytes(file, cache, layers)
+        if needed <= memory:
+            return
+        streamed = _bytes(file, cache, "streamed")
     if layers == "held" and streamed <= memory:
         advice = f"stream its layers (--stream-layers), which needs {streamed / 1e9:,.2f} GB"
     else:
@@ -42,7 +44,7 @@ def setup_of(file: PackedFile, *, cache: CacheConfig, layers: Layers) -> Inferen
     if entries:
         first = entries[0]
         num_out, num_in = first.shape
-        scale_rows, num_groups = file.manifest.tensors[first.scale].shape
+        scale_rows, num_groups = file.tensors[first.scale].shape
         group_size = num_in // num_groups if num_groups > 1 else None
         granularity: Granularity = (
             "group" if group_size else "row" if scale_rows == num_out else "tensor"
