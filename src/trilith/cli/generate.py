@@ -31,13 +31,14 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Stream the continuation to stdout."""
     # Torch takes seconds to import: only commands that need it pay.
+    from trilith.packed.tokenizer import load_tokenizer
     from trilith.runtime import GenerateConfig, stream_text, until_stop_string
-    from trilith.tokens import StreamDecoder, Tokenizer
+    from trilith.tokens import StreamDecoder
 
     sampling = read_sampling(options)
     set_threads(options)
     engine = load_engine(options)
-    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    tokenizer = load_tokenizer(engine.file)
     pieces = stream_text(
         engine,
         prompt=sys.stdin.read() if options.prompt == "-" else options.prompt,

@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> "Served":
+    from trilith.packed.tokenizer import load_tokenizer
     from trilith.serving.asked import Served
-    from trilith.tokens import Tokenizer
 
     engine = load_engine(options)
     context = engine.config.context if options.context is None else options.context
@@ -99,7 +99,7 @@ def _load(options: argparse.Namespace) -> "Served":
         raise ValueError(
             f"--context={context} must be in 1..{engine.config.context}, the model's own"
         )
-    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    tokenizer = load_tokenizer(engine.file)
     return Served(engine, tokenizer, options.name or options.file.stem, context)
 
 
