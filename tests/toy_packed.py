@@ -10,12 +10,12 @@ from trilith.quant import QuantConfig
 from trilith.tokens import SPECIAL_IDS, TokenizerConfig, train_tokenizer
 
 
-def pack_toy(path: Path, *, context: int) -> Path:
-    """Write a ternary model of 300 tokens."""
+def pack_toy(path: Path, *, context: int, vocab_size: int = 300) -> Path:
+    """Write a ternary model with a tokenizer of 300 tokens."""
     texts = ["def add(a, b):\n    return a + b\n", "for word in text.split():\n    print(word)\n"]
     tokenizer = train_tokenizer(texts * 20, TokenizerConfig(300, 1.0, 8, ("\n",), 10**6, 1))
     norms = False, True, False
-    shape = ModelConfig("toy", 300, 24, 2, 6, 2, "swiglu", 40, context, 1e4, 1e-5, *norms)
+    shape = ModelConfig("toy", vocab_size, 24, 2, 6, 2, "swiglu", 40, context, 1e4, 1e-5, *norms)
     torch.manual_seed(0)
     write_packed(
         build_model(shape, QuantConfig("ternary", "absmean", "row", None, 8)),

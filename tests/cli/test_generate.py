@@ -95,6 +95,51 @@ def test_an_error_is_one_line_on_stderr(
     assert text in err
 
 
+@pytest.mark.parametrize("prompt", ["def add " * 50, "x" * 100_000])
+@pytest.mark.parametrize("is_stdin", [False, True])
+def test_a_prompt_longer_than_the_context_is_an_error(
+    capsys: Capture,
+    packed_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+    is_stdin: bool,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(prompt))
+    given = "-" if is_stdin else prompt
+    code, out, err = _run(
+        capsys, "generate", packed_file, "--max-new-tokens", "1", "--prompt", given
+    )
+    assert (code, out) == (1, "")
+    assert "do not fit the context of 64 tokens" in err and "shorten the prompt" in err
+    assert err.startswith("trilith: error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["--prompt", "--stop", "stdin", "stdin of the C locale"])
+@pytest.mark.parametrize("text", [b"abc\xff", b"abc\xe2\x82", b"abc\xc0\x80"])
+def test_bytes_that_are_not_utf_8_are_an_error(
+    capsys: Capture, packed_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, text: bytes
+) -> None:
+    errors = "strict" if place == "stdin" else "surrogateescape"
+    stdin = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    # As Python decodes the command line.
+    given = ["--prompt", "-"] if "stdin" in place else [place, text.decode(errors=errors)]
+    code, out, err = _run(capsys, "generate", packed_file, *given)
+    assert (code, out) == (1, "")
+    assert f"the text is not UTF-8 (0x{text[3]:02x} at place 3)" in err
+    assert err.startswith("trilith: error: ") and err.count("\n") == 1
+
+
+def test_a_program_that_is_given_bytes_ends_without_a_traceback(packed_file: Path) -> None:
+    command = [*PROGRAM, "generate", str(packed_file), "--prompt"]
+    for argument, stdin in ((b"\xff\xfe", b""), (b"-", b"\xff\xfe")):
+        done = subprocess.run(
+            [*command, argument], input=stdin, env=environment(), capture_output=True
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a model" * 50])
 def test_a_bad_file_is_an_error(capsys: Capture, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.safetensors"

@@ -68,6 +68,8 @@ def test_without_the_extra_it_says_what_to_install(
         (["--kept-caches", "-1"], "--kept-caches=-1 must not be negative"),
         (["--max-body-bytes", "0"], "body_bytes=0"),
         (["--time-limit", "nan"], "time_s=nan"),
+        (["--connections", "0"], "num_connections=0"),
+        (["--idle-limit", "-1"], "idle_s=-1"),
         (["--threads", "0"], "--threads=0"),
         (["--port", "70000"], "port 70000"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),

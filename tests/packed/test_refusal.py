@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trilith.packed import load_model, read_packed
+from trilith.packed import load_model, read_packed, verify_packed
+from trilith.runtime import Engine
 
 Envelope = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -204,6 +206,81 @@ def test_a_manifest_with_right_hash_and_wrong_content_is_refused(
     _rewrite(path, edit, sign=True)
     with pytest.raises(ValueError, match=rf"(?s)model\.safetensors .*{text}"):
         load_model(path)
+
+
+def _unknown_scale(envelope: Envelope, tensors: Tensors) -> None:
+    envelope["manifest"]["tensors"]["blocks.0.mlp.up.codes"]["codes"]["scale"] = "nowhere"
+
+
+def _flat_scale(envelope: Envelope, tensors: Tensors) -> None:
+    name = "blocks.0.attention.qkv.scale"
+    tensors[name] = tensors[name].view(-1)
+
+
+def _no_scales(envelope: Envelope, tensors: Tensors) -> None:
+    name = "blocks.0.attention.qkv.scale"
+    tensors[name] = tensors[name][:, :0].contiguous()
+
+
+def _three_axes(envelope: Envelope, tensors: Tensors) -> None:
+    envelope["manifest"]["tensors"]["blocks.0.mlp.up.codes"]["codes"]["shape"] = [80, 24, 1]
+
+
+def _no_rows(envelope: Envelope, tensors: Tensors) -> None:
+    entry = envelope["manifest"]["tensors"]["blocks.0.mlp.up.codes"]
+    entry["codes"]["shape"], entry["shape"] = [0, 24], [0]
+    tensors["blocks.0.mlp.up.codes"] = torch.empty(0, dtype=torch.uint8)
+
+
+def _huge(key: str, value: int) -> Edit:
+    def edit(envelope: Envelope, tensors: Tensors) -> None:
+        envelope["manifest"]["model"][key] = value
+
+    edit.__name__ = f"_{key}_{value}"
+    return edit
+
+
+def _verify(path: Path) -> None:
+    """As `trilith verify` does, whose answer is a list."""
+    found = verify_packed(path)
+    if found.problems:
+        raise ValueError(found.problems[0])
+
+
+DOORS: dict[str, Callable[[Path], object]] = {
+    "engine": Engine.load,
+    "streamed": partial(Engine.load, layers="streamed"),
+    "verify": _verify,
+    "model": load_model,
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (_unknown_scale, "does not say how blocks.0.mlp.up.codes is packed"),
+        (_flat_scale, "scales are float32"),
+        (_no_scales, "scales are float32"),
+        (_three_axes, "expected rows and columns"),
+        (_no_rows, "expected rows and columns"),
+        (_drop, "lacks the tensors"),
+        (_add, "unknown tensors"),
+        (_huge("mlp_width", 2**62), "weights, and holds"),
+        (_huge("width", 24 * 2**50), "weights, and holds"),
+        (_huge("vocab_size", 10**30), "weights, and holds"),
+        (_huge("num_layers", 20_000), "20000 layers"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_is_refused_by_every_door_at_once(
+    pack: Any, edit: Edit, text: str, door: str
+) -> None:
+    path = pack().path
+    _rewrite(path, edit, sign=True)
+    with pytest.raises(ValueError, match=rf"(?s)model\.safetensors .*{text}"):
+        DOORS[door](path)
 
 
 def test_no_byte_can_change_unnoticed(pack: Any, proof_tokens: Tensor) -> None:

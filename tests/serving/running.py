@@ -85,12 +85,19 @@ def running(
     num_running: int = 4,
     context: int = CONTEXT,
     kept: KeptCaches | None = None,
+    num_connections: int = 1000,
+    idle_s: int = PATIENCE_S,
 ) -> Iterator[Running]:
     """Serve a model named toy; the end is that of a server that is told to stop."""
     batcher = Batcher(engine, tokenizer, num_running=num_running, kept=kept)
     served = Served(engine, tokenizer, "toy", context)
     with open_socket("127.0.0.1", 0) as listener:
-        server = make_server(build_app(served, batcher=batcher, limits=limits), grace_s=1)
+        server = make_server(
+            build_app(served, batcher=batcher, limits=limits),
+            num_connections=num_connections,
+            idle_s=idle_s,
+            grace_s=1,
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,12 +1,14 @@
 """The server under load: bounds, clients that leave or dawdle, 200 at once, and its end."""
 
 import http.client
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,18 +82,44 @@ def test_two_hundred_clients_at_once_get_their_answers_and_leave_nothing(
     num_threads = threading.active_count()
     with running(engine, tokenizer, limits=replace(LIMITS, num_requests=200)) as server:
         expected = server.post("completions", SHORT).json()["choices"]
-        with ThreadPoolExecutor(200) as clients:
-            asked = [SHORT | {"stream": bool(number % 2)} for number in range(200)]
-            answers = list(clients.map(lambda each: server.post("completions", each), asked))
-        assert {answer.status for answer in answers} == {200}
-        texts = {
-            "".join(event["choices"][0]["text"] for event in answer.events())
-            for answer in answers[1::2]
-        }
-        assert texts == {expected[0]["text"]}
-        assert all(answer.json()["choices"] == expected for answer in answers[::2])
+        num_files = _num_open_files()
+        _ask_from_200_clients(server, expected)
+        # What a thread's allocator keeps, it keeps once.
+        rss_bytes = _rss_bytes()
+        _ask_from_200_clients(server, expected)
         _wait_until(lambda: len(engine.held_caches) == 0)
+        _wait_until(lambda: _num_open_files() <= num_files)
+        assert _rss_bytes() - rss_bytes < 200 * 2**16
     _wait_until(lambda: threading.active_count() <= num_threads + 1)
+
+
+def _ask_from_200_clients(server: Running, expected: list[Any]) -> None:
+    """Half of them ask for a stream; all get the same choices."""
+    with ThreadPoolExecutor(200) as clients:
+        asked = [SHORT | {"stream": bool(number % 2)} for number in range(200)]
+        answers = list(clients.map(lambda each: server.post("completions", each), asked))
+    assert {answer.status for answer in answers} == {200}
+    texts = {
+        "".join(event["choices"][0]["text"] for event in answer.events())
+        for answer in answers[1::2]
+    }
+    assert texts == {expected[0]["text"]}
+    assert all(answer.json()["choices"] == expected for answer in answers[::2])
+
+
+def _num_open_files() -> int:
+    """Of this process, which is server and clients; 0 where the system does not say."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def _rss_bytes() -> int:
+    """Memory that this process holds; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    (kilobytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    return 1024 * int(kilobytes)
 
 
 def test_two_hundred_clients_beyond_the_bound_get_an_answer_or_an_error(

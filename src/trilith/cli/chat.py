@@ -40,16 +40,16 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read lines and answer them, until /quit or the end of the input."""
+    from trilith.packed.tokenizer import load_tokenizer
     from trilith.runtime import KeptCaches
     from trilith.serving import Conversation
-    from trilith.tokens import Tokenizer
 
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens} must be at least 1")
     sampling = read_sampling(options)
     set_threads(options)
     engine = load_engine(options, context=options.context)
-    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    tokenizer = load_tokenizer(engine.file)
     conversation = Conversation(tokenizer, context=read_context(options, engine))
     _prepare_input()
     _note(f"{options.file.stem}, {conversation.context} tokens of context")

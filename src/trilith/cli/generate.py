@@ -1,6 +1,7 @@
 """`trilith generate`: continue a text with a packed model, streaming."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Stream the continuation to stdout."""
     # Torch takes seconds to import: only commands that need it pay.
+    from trilith.packed.tokenizer import load_tokenizer
     from trilith.runtime import GenerateConfig, stream_text, until_stop_string
-    from trilith.tokens import StreamDecoder, Tokenizer
+    from trilith.tokens import StreamDecoder
 
     sampling = read_sampling(options)
+    for stop in options.stop:
+        _require_utf8(stop, option="--stop")
     set_threads(options)
     engine = load_engine(options, context=options.max_new_tokens)
-    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    tokenizer = load_tokenizer(engine.file)
+    prompt = _read_prompt(options)
     # A begin mark goes in front; the last new token is never run.
     require_sequence(engine, len(tokenizer.encode(prompt)) + options.max_new_tokens)
     pieces = stream_text(
@@ -53,3 +57,31 @@ def run(options: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _read_prompt(options: argparse.Namespace) -> str:
+    if options.prompt != "-":
+        return _require_utf8(options.prompt, option="--prompt")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Some locales hand on any byte, as half a character.
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise _not_utf8("--prompt -", error.object[error.start], error.start) from None
+
+
+def _require_utf8(text: str, *, option: str) -> str:
+    """Return a text of the command line, in which bytes that are no text are half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _not_utf8(option, ord(text[error.start]) & 0xFF, error.start) from None
+    return text
+
+
+def _not_utf8(option: str, byte: int, place: int) -> ValueError:
+    return ValueError(
+        f"{option}: the text is not UTF-8 (0x{byte:02x} at place {place}); convert it, for "
+        "instance with iconv"
+    )

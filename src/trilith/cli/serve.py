@@ -57,6 +57,20 @@ def add_parser(commands: Any) -> None:
         "--time-limit", type=float, default=300.0, metavar="S", help="seconds of a request, 300"
     )
     parser.add_argument(
+        "--connections",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="open at once; further ones are closed; 1000",
+    )
+    parser.add_argument(
+        "--idle-limit",
+        type=int,
+        default=30,
+        metavar="S",
+        help="seconds for the header of a request, and for a client that reads nothing; 30",
+    )
+    parser.add_argument(
         "--kept-caches",
         type=int,
         metavar="N",
@@ -94,7 +108,11 @@ def run(options: argparse.Namespace) -> int:
     with open_socket(options.host, options.port) as listener:
         batcher = Batcher(served.engine, served.tokenizer, num_running=options.running, kept=kept)
         try:
-            server = make_server(build_app(served, batcher=batcher, limits=limits))
+            server = make_server(
+                build_app(served, batcher=batcher, limits=limits),
+                num_connections=options.connections,
+                idle_s=options.idle_limit,
+            )
             print(f"{served.name} at {_address(options.host, listener)}; Ctrl-C stops", flush=True)
             server.run(sockets=[listener])
         finally:
@@ -104,11 +122,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> "Served":
+    from trilith.packed.tokenizer import load_tokenizer
     from trilith.serving.asked import Served
-    from trilith.tokens import Tokenizer
 
     engine = load_engine(options, context=options.context)
-    tokenizer = Tokenizer.from_bytes(engine.file.tokenizer_bytes)
+    tokenizer = load_tokenizer(engine.file)
     name = options.name or options.file.stem
     return Served(engine, tokenizer, name, read_context(options, engine))
 

@@ -39,7 +39,7 @@ class PackedWeight:
                 f"codec {self.codec.name} holds {self.codec.num_codes} codes, too few for grid "
                 f"{self.grid.name} with {self.grid.num_levels} levels"
             )
-        fits = self.scale.dim() == 2 and self.scale.shape[0] in (1, num_out)
+        fits = self.scale.dim() == 2 and self.scale.shape[0] in (1, num_out) and self.scale.numel()
         if not fits or self.scale.dtype != torch.float32 or num_in % self.scale.shape[1]:
             raise ValueError(
                 f"scales are float32 [{num_out} or 1, a divisor of {num_in}], got "

@@ -14,7 +14,7 @@ from trilith.packed.load import (
 from trilith.packed.manifest import CodesEntry, Manifest, TensorEntry
 from trilith.packed.measure import Histogram, PackReport, latent_histogram, measure
 from trilith.packed.precision import RowForm, row_bytes, store_rows
-from trilith.packed.read import PackedFile, open_unchecked, read_packed
+from trilith.packed.read import PackedFile, naming, open_unchecked, read_packed
 from trilith.packed.verify import TensorCheck, Verification, verify_packed
 from trilith.packed.write import round_to_stored, write_packed
 
@@ -38,6 +38,7 @@ __all__ = [
     "latent_histogram",
     "load_model",
     "measure",
+    "naming",
     "open_unchecked",
     "read_packed",
     "round_to_stored",

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from trilith.model import ModelConfig
-from trilith.tokens import SECOND_END
 
 METADATA_KEY = "trilith"
 FORMAT = "trilith-packed"
 # 2 knows `qkv_bias`, 3 several ids that end a text; older files have none of it.
 VERSION = 3
+# As tokens/marks.py names it; that package would bring a tokenizer's library with it.
+_SECOND_END = "</s>2"
 
 Part = Literal["codes", "scales", "dense", "embedding", "head", "norms", "biases", "tokenizer"]
 PARTS: tuple[Part, ...] = (
@@ -96,7 +97,7 @@ def to_metadata(manifest: Manifest) -> dict[str, str]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be plain JSON without NaN: {error}") from None
     # What older programs read is written for them.
-    version = VERSION if SECOND_END in manifest.special_ids else VERSION - 1
+    version = VERSION if _SECOND_END in manifest.special_ids else VERSION - 1
     envelope = {"format": FORMAT, "version": version, "sha256": _body_hash(body), "manifest": body}
     return {METADATA_KEY: _compact(envelope)}
 
@@ -174,6 +175,8 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> TensorEntry:
     if fields["codes"] is not None:
         codes = fields["codes"] | {"shape": _parse_shape(fields["codes"]["shape"])}
         _require(str, **{key: codes[key] for key in ("grid", "codec", "scale")})
+        if len(codes["shape"]) != 2 or not all(codes["shape"]):
+            raise ValueError(f"shape={codes['shape']} of {name}, expected rows and columns")
         fields["codes"] = CodesEntry(**codes)
     return TensorEntry(**fields)
 

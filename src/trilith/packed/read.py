@@ -5,7 +5,7 @@ import mmap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,31 +102,26 @@ def read_packed(path: Path) -> PackedFile:
 
 
 def open_unchecked(path: Path) -> PackedFile:
-    """Open a packed file whose manifest is whole; nothing is known of its tensors yet.
+    """Open a packed file whose header is whole and possible; no byte of its tensors is read yet.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: foreign, newer, cut off, or the manifest is damaged or edited.
+        ValueError: foreign, newer, cut off, the manifest is damaged or edited, or describes what
+            cannot be.
     """
     path = require(path, made_by="the pack stage")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the packed .safetensors file")
     with naming(path):
         header_bytes, metadata, tensors = _open(path)
-        addresses = _mapping_of(path, tensors.values())
-        return PackedFile(path, from_metadata(metadata), tensors, header_bytes, addresses)
+        file = PackedFile(path, from_metadata(metadata), tensors, header_bytes)
+        _require_possible(file)
+        return replace(file, addresses=_mapping_of(path, tensors.values()))
 
 
 def problems_of(file: PackedFile) -> Iterator[Problem]:
-    """Compare all that is stored with the manifest; hand out what is wrong, first the names."""
-    expected, stored = set(file.manifest.tensors), set(file.tensors)
-    missing, extra = sorted(expected - stored), sorted(stored - expected)
-    if missing or extra:
-        yield Problem(
-            f"lacks the tensors {missing} and holds the unknown tensors {extra}; "
-            "copy or pack the file again"
-        )
-    found = [(file.tensors[n], n, e) for n, e in file.manifest.tensors.items() if n in file.tensors]
+    """Compare all that is stored with the manifest; hand out what is wrong, tensor by tensor."""
+    found = [(file.tensors[name], name, entry) for name, entry in file.manifest.tensors.items()]
     # Hashing lets other threads run.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         texts = pool.map(lambda each: _problem_of_tensor(file, *each), found)
@@ -146,6 +141,37 @@ def naming(path: Path) -> Iterator[None]:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path) in text else f"{path} {text}") from None
+
+
+def _require_possible(file: PackedFile) -> None:
+    """Refuse a header that a file of this size cannot have, before anything is computed from it.
+
+    Sizes of a model may come from anybody: plans and modules of it would hang or overflow.
+
+    Raises:
+        ValueError: tensors lack, the model has more weights than the file has bits, or codes and
+            scales do not fit each other.
+    """
+    expected, stored = set(file.manifest.tensors), set(file.tensors)
+    missing, extra = sorted(expected - stored), sorted(stored - expected)
+    if missing or extra:
+        raise ValueError(
+            f"lacks the tensors {missing} and holds the unknown tensors {extra}; "
+            "copy or pack the file again"
+        )
+    shape = file.manifest.model
+    # Queries, the output of attention and one projection of the MLP, each with its own tensor.
+    in_block = shape.width * (2 * shape.width + shape.mlp_width)
+    least = shape.vocab_size * shape.width + shape.num_layers * in_block
+    num_bits = 8 * sum(tensor.nbytes for tensor in file.tensors.values())
+    if least > num_bits or shape.num_layers > len(stored):
+        raise ValueError(
+            f"says that its model has {shape.num_layers} layers and at least {least} weights, and "
+            f"holds {len(stored)} tensors of {num_bits} bits; pack it again"
+        )
+    for name, entry in file.manifest.tensors.items():
+        if entry.codes is not None:
+            file.packed_weight(name.removesuffix(".codes"))
 
 
 def _mapping_of(path: Path, tensors: Iterable[Tensor]) -> range:

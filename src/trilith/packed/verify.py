@@ -26,7 +26,7 @@ class Verification:
 
 
 def verify_packed(path: Path) -> Verification:
-    """Recompute every hash, compare every tensor with the manifest, and build the model.
+    """Recompute every hash, compare all with the manifest, build the model and the tokenizer.
 
     Raises:
         FileNotFoundError: no such file.
@@ -38,7 +38,7 @@ def verify_packed(path: Path) -> Verification:
     problems = list(problems_of(file))
     damaged = {problem.tensor for problem in problems}
     tensors = [
-        TensorCheck(name, entry.part, name in file.tensors and name not in damaged)
+        TensorCheck(name, entry.part, name not in damaged)
         for name, entry in file.manifest.tensors.items()
     ]
     texts = [f"{file.path} {problem.text}" for problem in problems]
@@ -47,11 +47,15 @@ def verify_packed(path: Path) -> Verification:
 
 def _problems_of_model(file: PackedFile) -> list[str]:
     """What only shows when the parts are put together: codes beyond their grid, shapes at odds."""
+    # It imports what running a file does not need.
+    from trilith.packed.tokenizer import load_tokenizer
+
     try:
         for name, entry in file.manifest.tensors.items():
             if entry.codes is not None:
                 file.packed_weight(name.removesuffix(".codes")).codes()
         build_packed_model(file)
+        load_tokenizer(file)
     except ValueError as error:
         return [str(error)]
     return []

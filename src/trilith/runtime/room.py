@@ -11,7 +11,7 @@ from trilith.hardware import OVERHEAD_BYTES, host_memory_bytes
 from trilith.kernels import chosen_isa
 from trilith.kernels.choice import runs_triton
 from trilith.model import CacheConfig
-from trilith.packed import PackConfig, PackedFile, open_unchecked
+from trilith.packed import PackConfig, PackedFile, naming, open_unchecked
 from trilith.packed.precision import RowPrecision
 from trilith.quant import QuantConfig
 from trilith.quant.scale import Granularity
@@ -39,10 +39,11 @@ def require_memory(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is too large, or the file is foreign.
+        ValueError: it is too large, or the file is foreign or impossible.
     """
     file = open_unchecked(path)
-    setup = setup_of(file, cache=cache, layers=layers, device=device)
+    with naming(path):
+        setup = setup_of(file, cache=cache, layers=layers, device=device)
     require_room(path, with_context(setup, context), device=device)
 
 
@@ -138,7 +139,7 @@ def setup_of(
     if entries:
         first = entries[0]
         num_out, num_in = first.shape
-        scale_rows, num_groups = file.manifest.tensors[first.scale].shape
+        scale_rows, num_groups = file.tensors[first.scale].shape
         group_size = num_in // num_groups if num_groups > 1 else None
         granularity: Granularity = (
             "group" if group_size else "row" if scale_rows == num_out else "tensor"

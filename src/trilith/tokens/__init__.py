@@ -7,13 +7,12 @@ from trilith.tokens.config import TokenizerConfig
 from trilith.tokens.json_model import JsonMarks, is_json, join_marks
 from trilith.tokens.learning import train_tokenizer
 from trilith.tokens.marked_file import has_marks
-from trilith.tokens.marks import SECOND_END, SPECIAL_IDS
+from trilith.tokens.marks import SPECIAL_IDS
 from trilith.tokens.ngram import BigramModel, bigram_loss, fit_bigrams, unigram_loss
 from trilith.tokens.shards import TokenShard, open_split
 from trilith.tokens.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
-    "SECOND_END",
     "SPECIAL_IDS",
     "BigramModel",
     "JsonMarks",

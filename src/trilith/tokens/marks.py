@@ -13,9 +13,6 @@ SPECIAL_IDS = {
     "<|end|>": 6,
 }
 
-# Some imported models end a text at several ids; this is the second's name.
-SECOND_END = "</s>2"
-
 # Imported tokenizers lack these marks; the pieces of control bytes, which no text needs, stand in.
 STAND_INS = {"<pad>": 0, "<|user|>": 1, "<|assistant|>": 2, "<|end|>": 3}
 
