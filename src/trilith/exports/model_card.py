@@ -50,12 +50,12 @@ def model_card(file: PackedFile, *, weights: str, figures: Figures | None) -> st
         "grid of the projections": grids,
         "bits per projection weight, packed": f"{report.bits_per_weight:.3f}",
         "packed file": f"{report.file_bytes:,} bytes, sha256 `{sha256(file.path)}`",
-        "weights here": f"{weights}, the packed file's levels times their scales",
+        "weights here": f"the packed file's levels and scales; what is in floats is in {weights}",
     }
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {model.name}",
-        "A language model packed by Trilith and written out in floats for transformers.",
+        "A language model packed by Trilith and written for transformers.",
         _table(("what", "value"), facts),
         f"## Activations\n\n{_activations(file)}",
         f"## Measured\n\n{_measured(figures)}",
@@ -70,9 +70,11 @@ def _activations(file: PackedFile) -> str:
     if file.manifest.activation_bits is None:
         return "Floats, here as in the packed file."
     return (
-        f"Floats here. The packed file computes with int{file.manifest.activation_bits} "
-        "activations, one scale a token, and the model was trained so: logits differ by what that "
-        "rounding does."
+        f"int{file.manifest.activation_bits} activations with one scale a token, here as in the "
+        "packed file: `quantization_config` asks transformers for it, which needs the package "
+        "`accelerate`. Logits differ where two ways of adding floats round a feature to different "
+        "whole numbers. transformers compiles these layers at their first use; where there is no "
+        "C++ compiler, the environment variable `TORCHDYNAMO_DISABLE=1` does without."
     )
 
 
