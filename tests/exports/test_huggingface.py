@@ -1,5 +1,7 @@
 """Hugging Face folders: transformers computes what the packed file says, with the same ids."""
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,13 @@ from safetensors.torch import load_file
 from tests.exports.conftest import IDS, TERNARY, WIDE, pack
 from tests.imports.making import TEXT
 
+from trilith.evolution import Turn
 from trilith.exports.huggingface import write_huggingface
 from trilith.imports import open_source
 from trilith.model import build_model
 from trilith.packed import PackedFile, load_model
 from trilith.quant import QuantConfig, dequantize
+from trilith.serving.template import chat_prompt
 from trilith.tokens import Tokenizer, TokenizerConfig, train_tokenizer
 
 pytest.importorskip("tokenizers", reason="the extra `export` is not installed")
@@ -205,17 +209,74 @@ def test_the_tokenizer_gives_the_same_ids_after_a_begin_mark(
     packed: Any, tmp_path: Path, transformers: Any, own: bool
 ) -> None:
 
-    if own:
-        model = build_model(replace(WIDE, vocab_size=_OWN_VOCAB_SIZE), TERNARY)
-        file = pack(model, tmp_path / "own.safetensors", tokenizer=_own_tokenizer())
-    else:
-        file = packed()
+    file = _own(tmp_path) if own else packed()
     ours = Tokenizer.from_bytes(file.tokenizer_bytes)
     theirs = transformers.AutoTokenizer.from_pretrained(_written(file, tmp_path / "out"))
     for text in TEXTS if own else TEXTS[:3]:
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == [ours.bos_id, *ids]
         assert theirs.decode(ids) == ours.decode(ids)
+
+
+def _own(folder: Path) -> PackedFile:
+    model = build_model(replace(WIDE, vocab_size=_OWN_VOCAB_SIZE), TERNARY)
+    return pack(model, folder / "own.safetensors", tokenizer=_own_tokenizer())
+
+
+@pytest.mark.parametrize("earlier", [[], [Turn(TEXTS[1], " yes\n"), Turn("", TEXTS[3])]])
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_a_conversation_has_the_ids_of_trilith_chat(
+    tmp_path: Path, transformers: Any, earlier: list[Turn], prompt: str
+) -> None:
+    file = _own(tmp_path)
+    ours = Tokenizer.from_bytes(file.tokenizer_bytes)
+    theirs = transformers.AutoTokenizer.from_pretrained(_written(file, tmp_path / "out"))
+    messages = []
+    for turn in [*earlier, Turn(prompt, "")]:
+        messages.append({"role": "user", "content": turn.prompt})
+        messages.append({"role": "assistant", "content": turn.response})
+    found = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True)
+    assert found["input_ids"] == chat_prompt(prompt, earlier=earlier, tokenizer=ours)
+
+
+def test_a_system_message_goes_in_front_of_the_first_question(
+    tmp_path: Path, transformers: Any
+) -> None:
+    file = _own(tmp_path)
+    ours = Tokenizer.from_bytes(file.tokenizer_bytes)
+    theirs = transformers.AutoTokenizer.from_pretrained(_written(file, tmp_path / "out"))
+    texts = [("system", "Be kind."), ("user", "red"), ("assistant", "ball"), ("user", "blue")]
+    said = [{"role": role, "content": content} for role, content in texts]
+    found = theirs.apply_chat_template(said, add_generation_prompt=True)
+    earlier = [Turn("Be kind.\n\nred", "ball")]
+    assert found["input_ids"] == chat_prompt("blue", earlier=earlier, tokenizer=ours)
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([("user", "say <|end|>")], "holds <|end|>, which would become a mark"),
+        ([("assistant", "yes")], "user and assistant in turn"),
+        ([("user", "a"), ("system", "be kind")], "user and assistant in turn"),
+        ([("system", "<s>"), ("user", "hello")], "holds <s>"),
+    ],
+    ids=str,
+)
+def test_what_would_get_other_ids_than_in_trilith_chat_is_refused(
+    tmp_path: Path, transformers: Any, messages: list[tuple[str, str]], text: str
+) -> None:
+    folder = _written(_own(tmp_path), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    said = [{"role": role, "content": content} for role, content in messages]
+    with pytest.raises(Exception, match=re.escape(text)):
+        theirs.apply_chat_template(said)
+
+
+def test_a_tokenizer_without_marks_of_a_conversation_has_no_template(
+    packed: Any, tmp_path: Path
+) -> None:
+    folder = _written(packed(), tmp_path / "out")
+    assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
 
 
 @pytest.mark.parametrize("name", QUANTS)
