@@ -1,5 +1,6 @@
 """`trilith export`, from arguments to files, errors and exit codes."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def test_a_folder_for_transformers_is_written(
 ) -> None:
     _need("tokenizers")
     metrics = tmp_path / "metrics.json"
-    metrics.write_text(json.dumps({"models": {"toy": {"perplexity": 12.5}}}))
+    measured = {"toy": hashlib.sha256(packed_file.read_bytes()).hexdigest()}
+    content = {"models": {"toy": {"perplexity": 12.5}}, "packed_sha256": measured}
+    metrics.write_text(json.dumps(content))
     out = tmp_path / "out"
     options = ("--to", "huggingface", "--out", out, "--metrics", metrics)
     code, printed, err = _run(capsys, packed_file, *options)

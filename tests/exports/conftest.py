@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.imports.making import sentencepiece_model
 
-from trilith.model import ModelConfig, RMSNorm, Transformer, build_model
+from trilith.model import Bias, ModelConfig, RMSNorm, Transformer, build_model
 from trilith.packed import Attachments, PackConfig, PackedFile, TokenizerParts, read_packed
 from trilith.packed import write_packed as write
 from trilith.quant import QuantConfig
@@ -39,7 +39,7 @@ def pack(
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Export:
-    """Pack a random model with uneven norms."""
+    """Pack a random model with uneven norms and biases."""
 
     def build(
         shape: ModelConfig = WIDE,
@@ -54,6 +54,8 @@ def packed(tmp_path: Path) -> Export:
             for module in model.modules():
                 if isinstance(module, RMSNorm):
                     module.weight.uniform_(0.5, 1.5)
+                if isinstance(module, Bias):
+                    module.weight.uniform_(-0.3, 0.3)
         content = sentencepiece_model(shape.vocab_size, **tokenizer)
         path = tmp_path / f"{shape.name}.safetensors"
         return pack(model, path, tokenizer=content, embedding=embedding)

@@ -13,8 +13,15 @@ from tests.imports.making import drawn, sentencepiece_model, write_huggingface
 from tests.imports.plain_llama import logits
 
 from trilith.imports import open_source
+from trilith.quant import QuantConfig, dequantized_weight
 
 IDS = [1, 270, 5, 299, 33, 260, 260, 7]
+BITNET = {
+    "quant_method": "bitnet",
+    "linear_class": "autobitlinear",
+    "quantization_mode": "offline",
+    "modules_to_not_convert": None,
+}
 # float32 against float64: logits of about 10 agree to some units of the last place.
 CLOSE = 2e-4
 
@@ -101,6 +108,9 @@ def test_a_licence_is_found_in_the_model_card_or_its_file(tmp_path: Path) -> Non
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE scaling 'yarn'"),
         ({"head_dim": 8}, "head_dim=8, and our heads share the width"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
+        ({"quantization_config": BITNET | {"quantization_mode": "online"}}, "are not read"),
+        ({"quantization_config": BITNET | {"use_rms_norm": True}}, "are not read"),
+        ({"quantization_config": BITNET}, r"lacks the tensors .*\.weight_scale"),
         ({"architectures": ["MistralForCausalLM"]}, "sliding_window=4096"),
         (
             {
@@ -268,3 +278,71 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path: Path) -> Non
     save_file(tensors, other / "model.safetensors")
     with pytest.raises(ValueError, match=r"another lm_head\.weight"):
         open_source(other).load()
+
+
+def _as_bitnet(folder: Path, *, lower: bool = False) -> dict[str, torch.Tensor]:
+    """Rewrite the projections as BitNet b1.58 publishes them; return all weights in floats."""
+    torch.manual_seed(3)
+    tensors = load_file(folder / "model.safetensors")
+    floats = dict(tensors)
+    for name, weight in list(tensors.items()):
+        if not name.endswith("_proj.weight"):
+            continue
+        values = torch.randint(-1, 2, weight.shape)
+        scale = torch.rand(1) + 0.5
+        quarter = len(values) // 4
+        rows = [values[quarter * place : quarter * (place + 1)] + 1 for place in range(4)]
+        tensors[name] = sum(4**place * part for place, part in enumerate(rows)).to(torch.uint8)
+        tensors[f"{name}_scale"] = scale.to(torch.bfloat16) if lower else scale
+        floats[name] = values * tensors[f"{name}_scale"].float()
+    save_file(tensors, folder / "model.safetensors")
+    return floats
+
+
+@pytest.mark.parametrize("lower", [False, True], ids=["float32", "bfloat16 scales"])
+def test_ternary_weights_with_a_scale_each_are_read_as_bitnet_writes_them(
+    tmp_path: Path, lower: bool
+) -> None:
+    shape, weights = drawn()
+    folder = write_huggingface(tmp_path / "small", weights, shape=shape, quantization_config=BITNET)
+    floats = _as_bitnet(folder, lower=lower)
+    source = open_source(folder)
+    # Queries, keys and values are one projection here, and their scales differ.
+    assert source.quant == QuantConfig("ternary", "least_squares", "row", None, 8)
+    block = source.load().model.blocks[2]
+    names = [f"model.layers.2.self_attn.{name}_proj.weight" for name in "qkv"]
+    found = dequantized_weight(block.attention.qkv)
+    assert torch.equal(found, torch.cat([floats[name] for name in names]))
+    expected = floats["model.layers.2.mlp.down_proj.weight"]
+    assert torch.equal(dequantized_weight(block.mlp.down), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda scale: scale * 0, "expected positive ones"),
+        (lambda scale: scale * torch.nan, "expected positive ones"),
+        (lambda scale: scale.expand(2).contiguous(), r"weight_scale as F32 \[2\]"),
+    ],
+    ids=["zero", "nan", "two"],
+)
+def test_a_scale_that_is_none_is_refused(tmp_path: Path, change: Any, text: str) -> None:
+    shape, weights = drawn()
+    folder = write_huggingface(tmp_path / "small", weights, shape=shape, quantization_config=BITNET)
+    _as_bitnet(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight_scale"
+    save_file(tensors | {name: change(tensors[name])}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=text):
+        open_source(folder)
+
+
+def test_a_code_that_is_none_is_refused(tmp_path: Path) -> None:
+    shape, weights = drawn()
+    folder = write_huggingface(tmp_path / "small", weights, shape=shape, quantization_config=BITNET)
+    _as_bitnet(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] |= 3
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not finite, in our blocks\.1\.mlp\.up\.weight"):
+        open_source(folder).load()

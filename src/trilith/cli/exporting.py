@@ -65,7 +65,7 @@ def _export_huggingface(options: argparse.Namespace) -> str:
     weights = _type(options, HUGGINGFACE_TYPES)
     figures = None
     if options.metrics is not None:
-        figures = read_figures(options.metrics, name=options.file.stem)
+        figures = read_figures(options.metrics, packed=options.file)
     write_huggingface(read_packed(options.file), options.out, weights=weights, figures=figures)
     return f"weights in {weights}, tokenizer, model card; transformers loads it offline"
 

@@ -11,7 +11,7 @@ from trilith.evaluation.config import EvaluateConfig
 from trilith.evaluation.quality import HeldOut, bits_per_byte, score_answers, score_text
 from trilith.evaluation.speed import SpeedConfig, measure_speed
 from trilith.evolution import AnswerRows
-from trilith.files import require
+from trilith.files import require, sha256
 from trilith.model import Transformer
 from trilith.packed import PackedFile, build_packed_model, measure, read_packed
 from trilith.runtime import Engine, GenerateConfig, SamplingConfig, stream_text
@@ -50,7 +50,8 @@ def evaluate_models(
         context: window in which the test split is scored.
 
     Returns:
-        `models`, `floors`, `samples` and `run`, as the report reads them.
+        `models`, `floors`, `samples` and `run`, as the report reads them, and `packed_sha256` of
+        each model's file, by which an export knows whose figures these are.
 
     Raises:
         FileNotFoundError: the folder or the dense reference is missing.
@@ -76,6 +77,7 @@ def evaluate_models(
         "floors": _floors(tokens_dir, held_out),
         "samples": {file.path.stem: _samples(file.path, test) for file in files},
         "run": _setting(test, model_name=files[0].manifest.model.name),
+        "packed_sha256": {file.path.stem: sha256(file.path) for file in files},
     }
 
 

@@ -1,18 +1,25 @@
-"""Hugging Face folders that transformers loads: weights on their grid, written out in floats.
+"""Hugging Face folders that transformers loads, offline and without code of ours.
 
-transformers computes with float activations where ours are int8, so that logits are near ours.
+Int8 activations stay int8, by `bitnet_layers`; models of float activations are plain floats.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trilith.exports.bitnet_layers import (
+    can_be_packed,
+    packed_weight,
+    quantization_config,
+    write_scales,
+)
 from trilith.exports.huggingface_tokenizer import tokenizer_files
 from trilith.exports.layout import Layout, kind_of, pieces_of
+from trilith.exports.matrices import DenseMatrix, GridMatrix, Matrix
 from trilith.exports.model_card import Figures, model_card
 from trilith.exports.pieces_table import ExportedMarks, exported_marks
 from trilith.files import replacing
@@ -69,20 +76,18 @@ def write_huggingface(
         tokenizer = Tokenizer.from_bytes(file.tokenizer_bytes)
         files = tokenizer_files(tokenizer, context=model.context)
         marks = exported_marks(tokenizer)
-        dtype = getattr(torch, weights)
-        tensors = {
-            name: _floats(content, dtype, name=name)
-            for name, content in pieces_of(file, _layout(architecture))
-        }
+        written = _weights(file, _layout(architecture), dtype=getattr(torch, weights))
         config = _config(model, marks) | {
             "architectures": [architecture],
             "model_type": model_type,
             "dtype": weights,
             "torch_dtype": weights,
+            **written.config,
         }
         with replacing(folder) as partial:
             partial.mkdir()
-            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            save_file(written.tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            write_scales(written.scaled, partial)
             _write_json(partial / "config.json", config)
             _write_json(partial / "generation_config.json", _ids(marks))
             for name, content in files.items():
@@ -102,7 +107,40 @@ def _layout(architecture: str) -> Layout:
     )
 
 
-def _floats(content: Any, dtype: torch.dtype, *, name: str) -> Tensor:
+class _Weights(NamedTuple):
+    """Tensors by name, the projections whose scales they do not say, and what config.json adds."""
+
+    tensors: dict[str, Tensor]
+    scaled: dict[str, GridMatrix]
+    config: dict[str, Any]
+
+
+def _weights(file: PackedFile, layout: Layout, *, dtype: torch.dtype) -> _Weights:
+    has_int8 = file.manifest.activation_bits is not None
+    # transformers' layers multiply by their scale after the bias: it must be 1 there.
+    has_bias = file.manifest.model.qkv_bias
+    biased = tuple(_PIECES[word] for word in ("query", "key", "value") if has_bias)
+    tensors: dict[str, Tensor] = {}
+    scaled: dict[str, GridMatrix] = {}
+    dense = []
+    for name, content in pieces_of(file, layout):
+        module = name.removesuffix(".weight")
+        if not (has_int8 and isinstance(content, GridMatrix)):
+            tensors[name] = _floats(content, dtype, name=name)
+        elif can_be_packed(content) and not module.endswith(biased):
+            tensors[name] = packed_weight(content)
+            tensors[f"{module}.weight_scale"] = content.scale.reshape(1).clone()
+        else:
+            tensors[name] = _floats(content, dtype, name=name)
+            tensors[f"{module}.weight_scale"] = torch.ones(1)
+            scaled[module] = content
+        if isinstance(content, DenseMatrix):
+            dense.append(module)
+    config = {"quantization_config": quantization_config(float_projections=dense)}
+    return _Weights(tensors, scaled, config if has_int8 else {})
+
+
+def _floats(content: Matrix | Tensor, dtype: torch.dtype, *, name: str) -> Tensor:
     weight = content if isinstance(content, Tensor) else content.floats()
     # A copy: safetensors refuses tensors that share memory, such as slices of one.
     weight = weight.to(dtype, copy=True).contiguous()

@@ -20,6 +20,8 @@ from trilith.exports.pieces_table import (
 )
 from trilith.tokens import Tokenizer
 
+_CHAT_MARKS = ("<s>", "<|user|>", "<|assistant|>", "<|end|>")
+
 
 def tokenizer_files(tokenizer: Tokenizer, *, context: int) -> dict[str, bytes]:
     """Return the content of each file by its name; `context` counts tokens.
@@ -39,12 +41,48 @@ def tokenizer_files(tokenizer: Tokenizer, *, context: int) -> dict[str, bytes]:
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
+    template = chat_template(tokenizer)
+    if template is not None:
+        config["chat_template"] = template
     files = {"tokenizer_config.json": f"{json.dumps(config, indent=2)}\n".encode()}
     if tokenizer.tokenizer_json is not None:
         return files | {"tokenizer.json": tokenizer.tokenizer_json.encode()}
     table = read_pieces_table(tokenizer, target="transformers")
     content = _build(table).to_str(pretty=True).encode()
     return files | {"tokenizer.model": tokenizer.project_file, "tokenizer.json": content}
+
+
+def chat_template(tokenizer: Tokenizer) -> str | None:
+    """Return the Jinja template that lays out a conversation as the training rows have it.
+
+    A system message goes in front of the first question, as `trilith serve` has it. transformers
+    finds marks by their names wherever they stand: texts that hold one are refused.
+
+    Returns:
+        None where the tokenizer has no marks of a conversation of its own.
+    """
+    if not set(_CHAT_MARKS).isdisjoint(tokenizer.stand_ins):
+        return None
+    names = {mark: tokenizer.piece(tokenizer.special_ids[mark]) for mark in _CHAT_MARKS}
+    begin, user, assistant, end = (json.dumps(name) for name in names.values())
+    known = json.dumps([tokenizer.piece(token) for token in tokenizer.special_ids.values()])
+    return (
+        f"{{{{ {begin} }}}}{{% for message in messages %}}{{% for name in {known} %}}"
+        "{% if name in message['content'] %}"
+        "{{ raise_exception('a message holds ' + name + ', which would become a mark') }}"
+        "{% endif %}{% endfor %}{% endfor %}"
+        "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+        "{% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}"
+        "{% for message in turns %}"
+        "{% if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
+        "{{ raise_exception('messages must be of user and assistant in turn, "
+        "after at most one system message') }}"
+        "{% elif message['role'] == 'user' %}"
+        "{% set before = system + '\\n\\n' if system and loop.first else '' %}"
+        f"{{{{ {user} + before + message['content'] + {assistant} }}}}"
+        f"{{% else %}}{{{{ message['content'] + {end} }}}}{{% endif %}}"
+        "{% endfor %}"
+    )
 
 
 def _build(table: PiecesTable) -> Any:

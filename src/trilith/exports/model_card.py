@@ -21,24 +21,45 @@ _WORDS = {
 }
 
 
-def read_figures(path: Path, *, name: str) -> Figures:
+def read_figures(path: Path, *, packed: Path) -> Figures:
     """Read what `evaluate` measured of one packed file.
 
     Args:
         path: the `metrics.json` of the stage `evaluate`.
-        name: the packed file's name without ending.
+        packed: the packed file, known by its name and its hash.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds no figures of this model.
+        ValueError: it holds no figures of this model, or those of another file of that name.
     """
     content = read_json(path, made_by="the evaluate stage")
-    models = content.get("models") if isinstance(content, dict) else None
-    found = models.get(name) if isinstance(models, dict) else None
-    if not isinstance(found, dict):
-        known = ", ".join(models) if isinstance(models, dict) and models else "none"
-        raise ValueError(f"{path} holds no figures of {name}; it has: {known}")
-    return {key: found[key] for key in _WORDS if isinstance(found.get(key), int | float)}
+    name = packed.stem
+    models = _object(content, "models")
+    if not isinstance(models.get(name), dict):
+        raise ValueError(
+            f"{path} holds no figures of {name}; it has: {', '.join(models) or 'none'}"
+        )
+    measured = _object(content, "packed_sha256").get(name)
+    if measured is None:
+        raise ValueError(
+            f"{path} does not say which file its figures of {name} are of: an earlier Trilith "
+            "wrote it; run the stage evaluate again (dvc repro evaluate), or leave out --metrics"
+        )
+    if measured != sha256(packed):
+        raise ValueError(
+            f"{path} holds figures of another {name} (SHA-256 {str(measured)[:12]}) than {packed} "
+            f"({sha256(packed)[:12]}); run the stage evaluate on this file, or leave out --metrics"
+        )
+    return {key: models[name][key] for key in _WORDS if _is_number(models[name].get(key))}
+
+
+def _object(content: Any, key: str) -> dict[str, Any]:
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def model_card(file: PackedFile, *, weights: str, figures: Figures | None) -> str:
@@ -50,12 +71,12 @@ def model_card(file: PackedFile, *, weights: str, figures: Figures | None) -> st
         "grid of the projections": grids,
         "bits per projection weight, packed": f"{report.bits_per_weight:.3f}",
         "packed file": f"{report.file_bytes:,} bytes, sha256 `{sha256(file.path)}`",
-        "weights here": f"{weights}, the packed file's levels times their scales",
+        "weights here": f"the packed file's levels and scales; what is in floats is in {weights}",
     }
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {model.name}",
-        "A language model packed by Trilith and written out in floats for transformers.",
+        "A language model packed by Trilith and written for transformers.",
         _table(("what", "value"), facts),
         f"## Activations\n\n{_activations(file)}",
         f"## Measured\n\n{_measured(figures)}",
@@ -70,9 +91,11 @@ def _activations(file: PackedFile) -> str:
     if file.manifest.activation_bits is None:
         return "Floats, here as in the packed file."
     return (
-        f"Floats here. The packed file computes with int{file.manifest.activation_bits} "
-        "activations, one scale a token, and the model was trained so: logits differ by what that "
-        "rounding does."
+        f"int{file.manifest.activation_bits} activations with one scale a token, here as in the "
+        "packed file: `quantization_config` asks transformers for it, which needs the package "
+        "`accelerate`. Logits differ where two ways of adding floats round a feature to different "
+        "whole numbers. transformers compiles these layers at their first use; where there is no "
+        "C++ compiler, the environment variable `TORCHDYNAMO_DISABLE=1` does without."
     )
 
 

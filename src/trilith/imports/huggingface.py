@@ -1,5 +1,6 @@
 """Hugging Face folders of the Llama family: config.json, safetensors, a tokenizer.
 
+Weights are floats, or of `bitnet_layers`, which makes them ternary or of a grid of ours.
 The reference for which of them our model can hold exactly; all others are refused.
 """
 
@@ -12,6 +13,14 @@ import torch
 from torch import Tensor
 
 from trilith.files import read_json
+from trilith.imports.bitnet_layers import (
+    PACKED,
+    BitNetLayers,
+    packed_shape,
+    read_bitnet_layers,
+    read_projection,
+    reads_quantization,
+)
 from trilith.imports.layers import LayerWeights, fuse
 from trilith.imports.licence import licence_beside
 from trilith.imports.shards import Shards, open_shards, read_tensor
@@ -45,9 +54,17 @@ _NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "sliding_window": ((None,), "our attention sees the whole context"),
     "quantization_config": ((None,), "quantized weights are not read; give the float model"),
 }
-_BIASED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _OUT_BIAS = "self_attn.o_proj.bias"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_STORED = _DTYPES | {PACKED: "four codes a byte"}
+# Projections that are one of ours, in this order, by the name of ours.
+_FUSED = {
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.o_proj",),
+    "mlp.up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+_BIASED = _FUSED["attention.qkv"]
 _GET_ANOTHER = "get another copy of the folder"
 
 
@@ -66,8 +83,10 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
     config = read_json(folder / "config.json", made_by="its own project")
     model = shape_of(config, name=folder.resolve().name, origin=folder / "config.json")
     shards = open_shards(folder)
-    shapes = _tensor_shapes(model)
+    is_bitnet = config.get("quantization_config") is not None
+    shapes = _tensor_shapes(model, is_bitnet=is_bitnet)
     _check_tensors(shards, shapes)
+    layers = read_bitnet_layers(shards, _groups(model)) if is_bitnet else None
     found = read_tokenizer(
         tokenizer or find_tokenizer_file(folder), rows=model.vocab_size, model=folder
     )
@@ -75,15 +94,15 @@ def open_huggingface(folder: Path, *, tokenizer: Path | None) -> Source:
         kind="Hugging Face",
         path=folder,
         model=model,
-        quant=None,
-        stored=" and ".join(sorted({_DTYPES[shards.dtypes[name]] for name in shapes})),
+        quant=layers.quant if layers else None,
+        stored=" and ".join(sorted({_STORED[shards.dtypes[name]] for name in shapes})),
         weight_files=shards.files,
         tokenizer=found.model_bytes,
         tokenizer_sha256=found.sha256,
         provenance=fresh_provenance(model.name),
         licence=licence_beside(folder),
-        read=partial(_read, shards, model),
-        read_parts=partial(_parts, shards, model),
+        read=partial(_read, shards, model, layers),
+        read_parts=partial(_parts, shards, model, layers),
     )
 
 
@@ -121,6 +140,8 @@ def _check_options(config: dict[str, Any], *, origin: Path, architecture: str) -
         value = config.get(key, "silu" if key == "hidden_act" else None)
         if key == "sliding_window" and not config.get("use_sliding_window", True):
             # Qwen's config.json names a window that is not used.
+            continue
+        if key == "quantization_config" and reads_quantization(value):
             continue
         if value not in allowed:
             raise ValueError(
@@ -162,7 +183,16 @@ def _shape(config: dict[str, Any], name: str, architecture: str) -> ModelConfig:
     )
 
 
-def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _groups(model: ModelConfig) -> list[list[str]]:
+    """Names of all projections, those together that are one of ours."""
+    return [
+        [f"model.layers.{index}.{name}" for name in names]
+        for index in range(model.num_layers)
+        for names in _FUSED.values()
+    ]
+
+
+def _tensor_shapes(model: ModelConfig, *, is_bitnet: bool) -> dict[str, tuple[int, ...]]:
     """Every tensor that the model needs, with its shape."""
     width, kv_width = model.width, model.num_kv_heads * model.head_width
     layer: dict[str, tuple[int, ...]] = {
@@ -180,6 +210,8 @@ def _tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     named = {f"{name}.weight": shape for name, shape in layer.items()}
     if model.qkv_bias:
         named |= {f"{name}.bias": layer[name][:1] for name in _BIASED}
+    if is_bitnet:
+        named |= {f"{name}.weight_scale": (1,) for names in _FUSED.values() for name in names}
     shapes = {
         f"model.layers.{index}.{name}": shape
         for index in range(model.num_layers)
@@ -220,7 +252,7 @@ def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
             f"{_few(unknown)}; its config.json is of another model, or files are missing"
         )
     for name, shape in shapes.items():
-        if shards.shapes[name] != shape or shards.dtypes[name] not in _DTYPES:
+        if not _is_stored_well(shards, name, shape, may_be_packed=f"{name}_scale" in shapes):
             raise ValueError(
                 f"{shards.folder} holds {name} as {shards.dtypes[name]} "
                 f"{list(shards.shapes[name])}, expected {', '.join(_DTYPES)} {list(shape)}"
@@ -234,26 +266,31 @@ def _check_tensors(shards: Shards, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
+def _is_stored_well(
+    shards: Shards, name: str, shape: tuple[int, ...], *, may_be_packed: bool
+) -> bool:
+    if may_be_packed and shards.dtypes[name] == PACKED:
+        return shards.shapes[name] == packed_shape(shape)
+    return shards.shapes[name] == shape and shards.dtypes[name] in _DTYPES
+
+
 def _few(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "none"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _read(shards: Shards, model: ModelConfig) -> State:
-    return {name: tensor for part in _parts(shards, model) for name, tensor in part.items()}
+def _read(shards: Shards, model: ModelConfig, layers: BitNetLayers | None) -> State:
+    return {name: tensor for part in _parts(shards, model, layers) for name, tensor in part.items()}
 
 
-def _parts(shards: Shards, model: ModelConfig) -> Iterator[State]:
-    def tensor(name: str) -> Tensor:
-        return read_tensor(shards, f"{name}.weight")
-
+def _parts(shards: Shards, model: ModelConfig, layers: BitNetLayers | None) -> Iterator[State]:
     state = {
-        "embedding.weight": tensor("model.embed_tokens"),
-        "norm.weight": tensor("model.norm"),
+        "embedding.weight": read_tensor(shards, "model.embed_tokens.weight"),
+        "norm.weight": read_tensor(shards, "model.norm.weight"),
     }
     if not model.tied_head:
-        state["head.weight"] = tensor("lm_head")
-    elif "lm_head.weight" in shards.shapes and not tensor("lm_head").equal(
+        state["head.weight"] = read_tensor(shards, "lm_head.weight")
+    elif "lm_head.weight" in shards.shapes and not read_tensor(shards, "lm_head.weight").equal(
         state["embedding.weight"]
     ):
         raise ValueError(
@@ -262,22 +299,43 @@ def _parts(shards: Shards, model: ModelConfig) -> Iterator[State]:
         )
     yield state
     for index in range(model.num_layers):
-        at = f"model.layers.{index}"
-        layer = LayerWeights(
-            query=tensor(f"{at}.self_attn.q_proj"),
-            key=tensor(f"{at}.self_attn.k_proj"),
-            value=tensor(f"{at}.self_attn.v_proj"),
-            out=tensor(f"{at}.self_attn.o_proj"),
-            gate=tensor(f"{at}.mlp.gate_proj"),
-            up=tensor(f"{at}.mlp.up_proj"),
-            down=tensor(f"{at}.mlp.down_proj"),
-            attention_norm=tensor(f"{at}.input_layernorm"),
-            mlp_norm=tensor(f"{at}.post_attention_layernorm"),
-        )
-        state = fuse(layer, index)
-        if model.qkv_bias:
-            biases = [read_tensor(shards, f"{at}.{name}.bias") for name in _BIASED]
-            state[f"blocks.{index}.attention.qkv_bias.weight"] = torch.cat(biases)
-        for name, (ours, _) in _more_norms(model).items():
-            state[f"blocks.{index}.{ours}.weight"] = tensor(f"{at}.{name}")
-        yield state
+        yield _block(shards, model, layers, index)
+
+
+def _block(shards: Shards, model: ModelConfig, layers: BitNetLayers | None, index: int) -> State:
+    at = f"model.layers.{index}"
+
+    def tensor(name: str) -> Tensor:
+        return read_tensor(shards, f"{at}.{name}.weight")
+
+    def projection(name: str) -> Tensor:
+        return read_projection(shards, f"{at}.{name}") if layers else tensor(name)
+
+    layer = LayerWeights(
+        query=projection("self_attn.q_proj"),
+        key=projection("self_attn.k_proj"),
+        value=projection("self_attn.v_proj"),
+        out=projection("self_attn.o_proj"),
+        gate=projection("mlp.gate_proj"),
+        up=projection("mlp.up_proj"),
+        down=projection("mlp.down_proj"),
+        attention_norm=tensor("input_layernorm"),
+        mlp_norm=tensor("post_attention_layernorm"),
+    )
+    state = fuse(layer, index)
+    if layers:
+        for ours, names in _FUSED.items():
+            scale = layers.fused_scale([f"{at}.{name}" for name in names])
+            state[f"blocks.{index}.{ours}.scale"] = scale
+    if model.qkv_bias:
+        biases = [_bias(shards, f"{at}.{name}", layers) for name in _BIASED]
+        state[f"blocks.{index}.attention.qkv_bias.weight"] = torch.cat(biases)
+    for name, (ours, _) in _more_norms(model).items():
+        state[f"blocks.{index}.{ours}.weight"] = tensor(name)
+    return state
+
+
+def _bias(shards: Shards, name: str, layers: BitNetLayers | None) -> Tensor:
+    bias = read_tensor(shards, f"{name}.bias")
+    # These layers add it before they multiply by their scale.
+    return bias * read_tensor(shards, f"{name}.weight_scale") if layers else bias
