@@ -1,6 +1,6 @@
-"""Kept caches: what they save, that they change no bit, and what they keep and let go.
+"""Kept caches of the torch modules: what they save, that they change no bit, what they let go.
 
-The reference is the same engine without any.
+The reference is the same engine without any. Native kernels keep more: test_kept_answers.
 """
 
 from pathlib import Path
@@ -27,6 +27,11 @@ CACHES = [
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_shape(tmp_path_factory.mktemp("packed"), SHAPE, TERNARY)
+
+
+@pytest.fixture(autouse=True)
+def _torch_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRILITH_KERNELS", "torch")
 
 
 def _ids(number: int, *, seed: int = 1) -> list[int]:

@@ -166,12 +166,24 @@ def test_a_body_that_does_not_come_is_not_waited_for(
 def test_a_server_that_stops_ends_what_runs_and_listens_no_more(
     engine: WatchedEngine, tokenizer: Tokenizer
 ) -> None:
-    with running(engine, tokenizer) as server:
-        stream = _begin(server, LONG)
-    rest = stream.read()
-    assert b"the server is shutting down" in rest and b"[DONE]" not in rest
+    with ThreadPoolExecutor(1) as reader:
+        with running(engine, tokenizer) as server:
+            rest = reader.submit(_begin(server, LONG).read)
+        text = rest.result(timeout=60)
+    assert b"the server is shutting down" in text and b"[DONE]" not in text
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+def test_a_server_that_stops_closes_on_a_client_that_does_not_read(
+    engine: WatchedEngine, tokenizer: Tokenizer
+) -> None:
+    with running(engine, tokenizer) as server:
+        stream = _begin(server, LONG)
+        # Longer than it takes to fill what the system keeps of an answer.
+        time.sleep(2)
+    with pytest.raises((OSError, http.client.IncompleteRead)):
+        stream.read()
 
 
 @pytest.mark.parametrize("change", [{"num_requests": 0}, {"body_bytes": 0}, {"time_s": 0.0}])

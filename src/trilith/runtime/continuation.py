@@ -58,6 +58,8 @@ class Continuation:
         engine.check_tokens(tokens_BT)
         self._engine, self._config, self._kept = engine, config, kept
         self._prompt_ids = prompt_ids
+        # What was drawn, where it is to be kept.
+        self._new_ids: list[int] = []
         # The last new token is handed out and never run.
         capacity = tokens_BT.shape[1] + config.max_new_tokens - 1
         self.cache = engine.new_cache(batch_size=1, capacity=capacity)
@@ -72,35 +74,52 @@ class Continuation:
     def run_part(self) -> Tensor | None:
         """Run the next part of the prompt; return the logits [1, V] after the last one."""
         logits_BV = self._engine.prefill(self._rest.pop(0), cache=self.cache)
-        self._keep()
+        self._keep_prompt()
         return None if self._rest else logits_BV
 
     def draw(self, logits_BV: Tensor) -> int | None:
         """Draw the next token from logits [1, V]; None where a stop id ends the continuation."""
         next_B = self._sampler.draw(logits_BV, seen_BS=self._seen_BS)
         if int(next_B) in self._config.stop_ids:
-            self.is_over = True
+            self._end()
             return None
         self._num_new += 1
-        self.is_over = self._num_new == self._config.max_new_tokens
+        if self._keeps_answer:
+            self._new_ids.append(int(next_B))
+        if self._num_new == self._config.max_new_tokens:
+            self._end()
         if self._config.sampling.repetition_penalty != 1:
             # Each id once, so that an endless stream stays small.
             self._seen_BS = torch.cat([self._seen_BS[0], next_B]).unique()[None]
         self.next_B = next_B
         return int(next_B)
 
+    @property
+    def _keeps_answer(self) -> bool:
+        """With a window, the prompt is the more useful one: what was dropped cannot come back."""
+        is_native = self._engine.decoder is not None
+        return self._kept is not None and is_native and self._engine.cache_config.window is None
+
     def _restore(self) -> int:
         if self._kept is None:
             return 0
         assert isinstance(self.cache, KVCache), "caches on a GPU are not kept"
-        return self._kept.restore(
-            self._prompt_ids, cache=self.cache, part_tokens=self._engine.part_tokens
-        )
+        return self._kept.restore(self._prompt_ids, cache=self.cache, grain=self._engine.kept_grain)
 
-    def _keep(self) -> None:
-        """Keep the cache at the end of the last whole part of the prompt."""
+    def _keep_prompt(self) -> None:
+        """Keep the cache at the end of the prompt, or of the last part that is whole."""
         length = self.cache.length
-        last = len(self._prompt_ids) // self._engine.part_tokens * self._engine.part_tokens
-        if self._kept is not None and length == last:
+        grain = self._engine.part_tokens if self._engine.decoder is None else 1
+        if length == len(self._prompt_ids) // grain * grain:
+            self._keep(self._prompt_ids[:length])
+
+    def _end(self) -> None:
+        """Nothing follows; the last token that was drawn was not run."""
+        self.is_over = True
+        if self._keeps_answer:
+            self._keep([*self._prompt_ids, *self._new_ids][: self.cache.length])
+
+    def _keep(self, ids: Sequence[int]) -> None:
+        if self._kept is not None:
             assert isinstance(self.cache, KVCache)
-            self._kept.keep(self._prompt_ids[:length], cache=self.cache)
+            self._kept.keep(ids, cache=self.cache)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trilith.hardware import usable_device
 from trilith.model import CacheConfig, KVCache, ModelConfig, StaticCache, Transformer
+from trilith.model.cache_storage import KEY_BLOCK
 from trilith.packed import PackedFile, build_outer_model, build_packed_model, read_packed
 from trilith.runtime.continuation import Continuation, GenerateConfig
 from trilith.runtime.kept_caches import KeptCaches
@@ -98,6 +99,13 @@ class Engine:
         at_once = PART_TOKENS if self.stream is None else PREFILL_TOKENS
         window = self.cache_config.window
         return at_once if window is None else min(at_once, window - self.cache_config.sinks)
+
+    @property
+    def kept_grain(self) -> int:
+        """Multiples of so many tokens at which a kept cache can be cut without changing a bit."""
+        if self.decoder is None:
+            return self.part_tokens
+        return 1 if self.cache_config.bits >= 16 else KEY_BLOCK
 
     def new_cache(self, *, batch_size: int, capacity: int) -> KVCache | StaticCache:
         """Make an empty cache for sequences of up to `capacity` tokens; a window has no such end.

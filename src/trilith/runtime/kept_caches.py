@@ -1,8 +1,8 @@
-"""KV caches of recent prompts: a prompt that begins as one of them runs only what is new.
+"""KV caches of recent prompts and answers: a prompt that begins as one of them runs what is new.
 
-What is kept was written by prefill alone, in whole parts of `Engine.part_tokens`: the parts of any
-prompt that begins with them. So a prompt has the same logits, to the bit, with and without. Tokens
-of answers are left out: decoding adds its floats in another order than prefill.
+Whatever is taken changes no bit of the logits. Native kernels give a token the same bits in a
+prompt and in an answer, so all of both is kept. The torch modules do not: there, what is kept was
+written by prefill alone, in whole parts of `Engine.part_tokens`.
 """
 
 from collections.abc import Sequence
@@ -43,15 +43,20 @@ class KeptCaches:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def restore(self, prompt_ids: Sequence[int], *, cache: KVCache, part_tokens: int) -> int:
+    def restore(self, prompt_ids: Sequence[int], *, cache: KVCache, grain: int) -> int:
         """Begin an empty cache with as much of a prompt as is kept.
 
         At least one token is left to run: its logits are those of what follows.
 
+        Args:
+            prompt_ids: the whole prompt.
+            cache: to begin.
+            grain: a kept cache is cut at multiples of so many tokens.
+
         Returns:
-            How many tokens the cache holds then: 0, or whole parts.
+            How many tokens the cache holds then.
         """
-        usable = [_usable(kept, prompt_ids, part_tokens=part_tokens) for kept in self._kept]
+        usable = [_usable(kept, prompt_ids, grain=grain) for kept in self._kept]
         length = max(usable, default=0)
         if length:
             found = self._kept.pop(usable.index(length))
@@ -60,7 +65,7 @@ class KeptCaches:
         return length
 
     def keep(self, ids: Sequence[int], *, cache: KVCache) -> None:
-        """Keep a copy of a cache of whole parts with these ids, in the place of what begins it."""
+        """Keep a copy of a cache with these ids, in the place of what begins it."""
         ids = tuple(ids)
         assert len(ids) == cache.length, (len(ids), cache.length)
         model, batch_size, config = cache.model, cache.batch_size, cache.config
@@ -82,11 +87,11 @@ class KeptCaches:
         return True
 
 
-def _usable(kept: _Kept, prompt_ids: Sequence[int], *, part_tokens: int) -> int:
-    """Tokens of a prompt that can be taken: all that is kept, or without a window whole parts."""
+def _usable(kept: _Kept, prompt_ids: Sequence[int], *, grain: int) -> int:
+    """Tokens of a prompt that can be taken: all that is kept, or without a window whole grains."""
     most = min(len(kept.ids), len(prompt_ids) - 1)
     same = (mine == theirs for mine, theirs in zip(kept.ids[:most], prompt_ids, strict=False))
     num_same = next((place for place, is_same in enumerate(same) if not is_same), most)
     if num_same == len(kept.ids):
         return num_same
-    return num_same // part_tokens * part_tokens if kept.cache.config.window is None else 0
+    return num_same // grain * grain if kept.cache.config.window is None else 0

@@ -176,9 +176,11 @@ def cache_bytes(model: ModelConfig, *, batch_size: int, capacity: int, config: C
 
 
 def kept_bytes(setup: InferenceSetup) -> int:
-    """Bytes of all kept caches, at their largest: the whole parts of a context."""
-    part = PART_TOKENS if setup.layers == "held" else PREFILL_TOKENS
-    return setup.kept * _cache_bytes(setup, capacity=setup.context // part * part)
+    """Bytes of all kept caches, at their largest: a context, or its whole parts."""
+    grain = PART_TOKENS if setup.layers == "held" else PREFILL_TOKENS
+    if setup.kernel == "native" and _decodes_natively(setup):
+        grain = 1
+    return setup.kept * _cache_bytes(setup, capacity=setup.context // grain * grain)
 
 
 def _running_bytes(setup: InferenceSetup) -> int:

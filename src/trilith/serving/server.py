@@ -56,7 +56,7 @@ def make_server(
     for key, value in (("num_connections", num_connections), ("idle_s", idle_s)):
         if value < 1:
             raise ValueError(f"{key}={value} must be positive")
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             http=_Connection,
@@ -71,6 +71,17 @@ def make_server(
             server_header=False,
         )
     )
+
+
+class _Server(uvicorn.Server):
+    """Closes, at its end, on clients that did not read what was left for them."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        # What `abort` does, it does in the next turn of the loop.
+        await asyncio.sleep(0)
 
 
 class _Connection(H11Protocol):
