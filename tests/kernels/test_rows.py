@@ -72,7 +72,7 @@ def test_a_head_multiplies_with_what_is_restored(form: RowForm) -> None:
 def test_native_products_agree_with_torch_and_with_each_other(form: RowForm) -> None:
     rows = store_rows(_weight(), form)
     x = torch.randn(3, 120, generator=torch.Generator().manual_seed(4))
-    exact = x.double() @ rows.restore().double().T
+    exact = (_in_16_bits(x) if form.precision == "int8" else x.double()) @ rows.restore().double().T
     found = []
     before = torch.get_num_threads()
     for name in available_isas():
@@ -83,6 +83,35 @@ def test_native_products_agree_with_torch_and_with_each_other(form: RowForm) -> 
     # float32 sums of 120 products.
     torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(product, found[0]) for product in found)
+
+
+def _in_16_bits(x: Tensor) -> Tensor:
+    """What rows of int8 are multiplied with: steps of the token's largest activation."""
+    step = x.double().abs().amax(-1, keepdim=True) / 32767
+    return (x / step).round() * step
+
+
+@pytest.mark.skipif(not available_isas(), reason="no C compiler")
+@pytest.mark.parametrize("width", [5, 17, 48, 640, 4096, 4100, 9001])
+def test_rows_of_eight_bits_have_the_same_bits_for_every_instruction_set(width: int) -> None:
+    rows = store_rows(_weight(num_rows=70, width=width), RowForm("int8", None))
+    rows.values[0] = -128
+    x = torch.randn(6, width, generator=torch.Generator().manual_seed(5)) * 30
+    # The largest sums that there can be, and the smallest numbers.
+    x[1], x[2, 3], x[3], x[4], x[5, 0] = 0, torch.nan, 7.0, 1e-42, torch.inf
+    isas = [Isa(name, ISA_NUMBERS[name]) for name in available_isas()]
+    found = [native_product(x, rows=rows, isa=isa) for isa in isas]
+    expected = _in_16_bits(x) @ rows.restore().double().T
+    for token in (0, 3):
+        step = x[token].abs().max() / 32767
+        # One of the activations may have been rounded the other way.
+        torch.testing.assert_close(
+            found[0][token].double(), expected[token], rtol=1e-5, atol=float(step) * width**0.5
+        )
+    assert not found[0][1].any() and found[0][4].isfinite().all()
+    assert found[0][2].isnan().all() and found[0][5].isnan().all()
+    for product in found:
+        torch.testing.assert_close(product, found[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(not available_isas(), reason="no C compiler")

@@ -58,8 +58,9 @@ def test_logits_and_cache_are_those_of_the_torch_modules(
     expected, by_torch = _decode(_load(path, "torch", config), tokens_BT)
     found, by_c = _decode(_load(path, "auto", config), tokens_BT)
     errors = (found - expected).abs().amax(-1) / expected.abs().amax(-1)
-    # A last bit may also turn a rounding of the cache: a step of 4 bits is wide.
-    assert errors.median() < (1e-5 if bits == 32 else 2e-2)
+    # The int8 head meets activations of 16 bits. A last bit may also turn a rounding of the cache:
+    # a step of 4 bits is wide.
+    assert errors.median() < (1e-4 if bits == 32 else 2e-2)
     assert errors.max() < 0.2
     for rows in ("keys", "values"):
         pairs = zip(getattr(by_c, rows).tensors, getattr(by_torch, rows).tensors, strict=True)

@@ -93,8 +93,9 @@ def test_logits_are_those_of_the_torch_modules(kind: str, tmp_path: Path) -> Non
     expected = _decode(_load(path, "torch"), tokens_BT)
     found = _decode(_load(path, "scalar"), tokens_BT)
     errors = (found - expected).abs().amax(-1) / expected.abs().amax(-1)
-    # float32 sums in another order, where no rounding turned; see above for where one did.
-    assert errors.median() < 1e-5
+    # float32 sums in another order, where no rounding turned; see above for where one did. A head
+    # of int8 meets activations of 16 bits.
+    assert errors.median() < (1e-4 if KINDS[kind].embedding == "int8" else 1e-5)
     assert errors.max() < 0.1
 
 

@@ -6,8 +6,8 @@ Axes: B batch, T new tokens, V vocabulary.
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class NativeDecoder:
         layers = [_layer_struct(block) for block in model.blocks]  # type: ignore[arg-type]
         self._layers = (LayerStruct * len(layers))(*layers)
         self._struct = self._model_struct()
+        self._structs: WeakKeyDictionary[KVCache, ctypes.Array[SequenceStruct]]
+        self._structs = WeakKeyDictionary()
         self._isa: Isa = model.blocks[0].attention.out.product.isa  # type: ignore[union-attr, assignment]
 
     def run(self, parts: Sequence[NewTokens]) -> Tensor:
@@ -66,61 +68,78 @@ class NativeDecoder:
             MemoryError: the system has none.
         """
         config = self._model.config
-        tokens = torch.cat([part.tokens_BT.reshape(-1) for part in parts]).long()
-        least, most = (int(end) for end in tokens.aminmax())
-        if least < 0 or most >= config.vocab_size:
-            raise IndexError(f"token ids {tokens.tolist()} are not in 0..{config.vocab_size - 1}")
+        ids = [token for part in parts for row in part.tokens_BT.tolist() for token in row]
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
+            raise IndexError(f"token ids {ids} are not in 0..{config.vocab_size - 1}")
         for part in parts:
             part.cache.require_room(part.tokens_BT.shape[1])
-        # The structs point into the tables, which must live until the call returns.
-        tables = [self._rope_rows(part.cache, part.tokens_BT.shape[1]) for part in parts]
-        first_new = accumulate((part.tokens_BT.numel() for part in parts), initial=0)
-        structs = [
-            struct
-            for part, first, rows in zip(parts, first_new, tables, strict=False)
-            for struct in _sequence_structs(part, first, [row.data_ptr() for row in rows])
-        ]
-        logits_BV = self._call(structs, tokens)
+        # The structs point into tables that are made for this call.
+        made: list[Tensor] = []
+        arrays, first_new = [], 0
+        for part in parts:
+            arrays.append(self._describe(part, first_new=first_new, made=made))
+            first_new += part.tokens_BT.numel()
+        structs = arrays[0] if len(arrays) == 1 else _joined(arrays)
+        logits_BV = self._call(structs, ids)
         for part in parts:
             part.cache.advance(part.tokens_BT.shape[1])
         return logits_BV
 
-    def _call(self, structs: list[SequenceStruct], tokens: Tensor) -> Tensor:
+    def _call(self, structs: "ctypes.Array[SequenceStruct]", ids: list[int]) -> Tensor:
         library = load_native().library
         assert library is not None
         threads = torch.get_num_threads()
         model = ctypes.byref(self._struct)
-        num_bytes = library.trilith_forward_bytes(model, len(tokens), threads)
+        num_bytes = library.trilith_forward_bytes(model, len(ids), threads)
         room = torch.empty(num_bytes, dtype=torch.uint8)
         logits_BV = torch.empty(len(structs), self._model.config.vocab_size)
         failed = library.trilith_forward(
             model,
-            (SequenceStruct * len(structs))(*structs),
+            structs,
             len(structs),
-            tokens.data_ptr(),
+            (ctypes.c_int64 * len(ids))(*ids),
             room.data_ptr(),
             logits_BV.data_ptr(),
             self._isa.number,
             threads,
         )
         if failed:
-            raise MemoryError(f"no memory for {len(tokens)} tokens of {len(structs)} sequences")
+            raise MemoryError(f"no memory for {len(ids)} tokens of {len(structs)} sequences")
         return logits_BV
 
-    def _rope_rows(self, cache: KVCache, num_new: int) -> list[Tensor]:
-        """Cosines and sines of the next tokens, then those of their places in the window."""
+    def _describe(
+        self, part: NewTokens, *, first_new: int, made: list[Tensor]
+    ) -> "ctypes.Array[SequenceStruct]":
+        """What the C functions take of a cache: where it lies stays, the rest is new."""
+        cache, num_new = part.cache, part.tokens_BT.shape[1]
+        structs = self._structs.get(cache)
+        if structs is None:
+            structs = self._structs[cache] = _sequence_structs(cache)
+        rope = self._rope_rows(cache, num_new, made)
+        for b, struct in enumerate(structs):
+            struct.length, struct.num_new = cache.length, num_new
+            struct.first_new = first_new + b * num_new
+            struct.cos, struct.sin, struct.sink_cos, struct.sink_sin = rope
+        return structs
+
+    def _rope_rows(self, cache: KVCache, num_new: int, made: list[Tensor]) -> list[int]:
+        """Where cosines and sines of the next tokens lie, then those of their window places."""
         here, end = cache.length, cache.length + num_new
         config = self._model.config
         if end <= config.context:
-            own = [table[here:end] for table in self._rope]
+            own = self._table_rows(here)
         else:
-            positions = cache.positions(num_new)
-            own = list(rope_tables(positions, config.head_width, config.rope_theta))
-        first = min(here, cache.capacity - 1)
+            made += rope_tables(cache.positions(num_new), config.head_width, config.rope_theta)
+            own = [table.data_ptr() for table in made[-2:]]
         if end <= cache.capacity or num_new == 1:
-            return [*own, *(table[first : first + num_new] for table in self._rope)]
+            return [*own, *self._table_rows(min(here, cache.capacity - 1))]
         inside = torch.arange(here, end).clamp(max=cache.capacity - 1)
-        return [*own, *(table[inside] for table in self._rope)]
+        made += (table[inside] for table in self._rope)
+        return [*own, *(table.data_ptr() for table in made[-2:])]
+
+    def _table_rows(self, first: int) -> list[int]:
+        offset = first * self._rope[0].stride(0) * self._rope[0].element_size()
+        return [table.data_ptr() + offset for table in self._rope]
 
     def _model_struct(self) -> ModelStruct:
         config = self._model.config
@@ -141,9 +160,8 @@ class NativeDecoder:
         )
 
 
-def _sequence_structs(part: NewTokens, first_new: int, rope: Sequence[int]) -> list[SequenceStruct]:
-    """What the C functions take of each sequence of a cache."""
-    cache, num_new = part.cache, part.tokens_BT.shape[1]
+def _sequence_structs(cache: KVCache) -> "ctypes.Array[SequenceStruct]":
+    """Where each sequence of a cache lies."""
     keys, values = cache.keys, cache.values
     heads = cache.model.num_kv_heads
     # In the order of the struct: keys, values, near, scale and zero of both.
@@ -152,21 +170,22 @@ def _sequence_structs(part: NewTokens, first_new: int, rope: Sequence[int]) -> l
         tensors[2:] = [keys.near, keys.scale, keys.zero, values.scale, values.zero]
     starts = [None if x is None else x.data_ptr() for x in tensors]
     steps = [0 if x is None else heads * x.stride(2) * x.element_size() for x in tensors]
-    about = (heads * cache.batch_size, cache.sinks, keys.ring.size, cache.num_recent, cache.length)
-    return [
-        SequenceStruct(
-            cache.config.bits,
-            *(
-                None if start is None else start + b * step
-                for start, step in zip(starts, steps, strict=True)
-            ),
-            *about,
-            num_new,
-            first_new + b * num_new,
-            *rope,
+    about = (heads * cache.batch_size, cache.sinks, keys.ring.size, cache.num_recent)
+    structs = (SequenceStruct * cache.batch_size)()
+    for b in range(cache.batch_size):
+        placed = (
+            None if start is None else start + b * step
+            for start, step in zip(starts, steps, strict=True)
         )
-        for b in range(cache.batch_size)
-    ]
+        structs[b] = SequenceStruct(cache.config.bits, *placed, *about)
+    return structs
+
+
+def _joined(
+    arrays: "Sequence[ctypes.Array[SequenceStruct]]",
+) -> "ctypes.Array[SequenceStruct]":
+    structs = [struct for array in arrays for struct in array]
+    return (SequenceStruct * len(structs))(*structs)
 
 
 def decodes_natively(model: Transformer) -> bool:

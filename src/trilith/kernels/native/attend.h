@@ -34,14 +34,39 @@ INLINE span span_of(const attention_job *j, const tile *t, int64_t row) {
     return (span){first - t->begin, min64(t->last, token) - t->begin};
 }
 
-INLINE void score(
+/* Eight keys at a time, so that their sums are taken together. */
+INLINE void score_width(
     const float *query, const float *keys, int64_t count, int64_t width, float *scores) {
     float scale = 1.0f / sqrtf((float)width);
-    for (int64_t t = 0; t < count; t++) {
+    int64_t t = 0;
+    for (; t + 8 <= count; t += 8, keys += 8 * width) {
+        floats lanes[8];
+        float dots[8];
+        int64_t done = 0;
+        for (int k = 0; k < 8; k++)
+            DOT_LANES(query, (keys + k * width), width, LOAD, lanes[k], done);
+        SUM_EIGHT(lanes, dots);
+        for (int k = 0; k < 8; k++) {
+            for (int64_t i = done; i < width; i++) dots[k] += query[i] * keys[k * width + i];
+            scores[t + k] = dots[k] * scale;
+        }
+    }
+    for (; t < count; t++, keys += width) {
         float dot;
-        DOT(query, (keys + t * width), width, LOAD, , dot);
+        DOT(query, keys, width, LOAD, , dot);
         scores[t] = dot * scale;
     }
+}
+
+INLINE void score(
+    const float *query, const float *keys, int64_t count, int64_t width, float *scores) {
+    /* As constants, usual widths keep the query in registers. */
+    if (width == 64)
+        score_width(query, keys, count, 64, scores);
+    else if (width == 128)
+        score_width(query, keys, count, 128, scores);
+    else
+        score_width(query, keys, count, width, scores);
 }
 
 /* out += sum of shares[t] * values[t], in registers for 4 * LANES features at a time. */

@@ -5,8 +5,6 @@
 #define FLOAT_OPS float_ops_avx2
 #define ATTENTION_OPS attention_ops_avx2
 #define TARGET __attribute__((target("avx2")))
-#define FROM_INT8(p) \
-    ((floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p)))))
 #define FROM_BF16(p) \
     ((floats)_mm256_slli_epi32( \
         _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))

@@ -1,7 +1,7 @@
 /* The float parts of a decoding step: one body in generic vectors, included per instruction set.
  *
  * Who includes it defines FLOAT_OPS, the name of the table; TARGET, the attribute of its functions;
- * and FROM_INT8(p), FROM_BF16(p), which load LANES values from p as floats. All give the same bits. */
+ * and FROM_BF16(p), which loads LANES values from p as floats. All give the same bits. */
 #include "forward.h"
 
 #include <math.h>
@@ -27,19 +27,44 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
         into = summed_[0]; \
     } while (0)
 
+/* Sums of the lanes of eight vectors, in the order of SUM; `vectors` are used up. */
+typedef int32_t lanes_of __attribute__((vector_size(4 * LANES)));
+#define PAIRED(a, b, ...) __builtin_shuffle(a, b, (lanes_of)__VA_ARGS__)
+#define SUM_EIGHT(v, into) \
+    do { \
+        for (int i_ = 0; i_ < 8; i_ += 2) \
+            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], {0, 1, 2, 3, 8, 9, 10, 11}) + \
+                        PAIRED(v[i_], v[i_ + 1], {4, 5, 6, 7, 12, 13, 14, 15}); \
+        for (int i_ = 0; i_ < 4; i_ += 2) \
+            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], {0, 1, 8, 9, 4, 5, 12, 13}) + \
+                        PAIRED(v[i_], v[i_ + 1], {2, 3, 10, 11, 6, 7, 14, 15}); \
+        v[0] = PAIRED(v[0], v[1], {0, 2, 8, 10, 4, 6, 12, 14}) + \
+               PAIRED(v[0], v[1], {1, 3, 9, 11, 5, 7, 13, 15}); \
+        v[0] = PAIRED(v[0], v[0], {0, 4, 1, 5, 2, 6, 3, 7}); \
+        memcpy(into, v, sizeof v[0]); \
+    } while (0)
+
+/* Products of float x with whole vectors of a row, in LANES sums; `done` is where they end. */
+#define DOT_LANES(x, row, count, load, lanes, done) \
+    do { \
+        floats a_ = {0}, b_ = {0}, c_ = {0}, d_ = {0}; \
+        for (done = 0; done + 4 * LANES <= count; done += 4 * LANES) { \
+            a_ += LOAD(x + done) * load(row + done); \
+            b_ += LOAD(x + done + LANES) * load(row + done + LANES); \
+            c_ += LOAD(x + done + 2 * LANES) * load(row + done + 2 * LANES); \
+            d_ += LOAD(x + done + 3 * LANES) * load(row + done + 3 * LANES); \
+        } \
+        for (; done + LANES <= count; done += LANES) a_ += LOAD(x + done) * load(row + done); \
+        lanes = (a_ + b_) + (c_ + d_); \
+    } while (0)
+
 /* Dot product of float x with a row; `load` makes floats of LANES of its numbers, `one` of one. */
 #define DOT(x, row, count, load, one, into) \
     do { \
-        floats a_ = {0}, b_ = {0}, c_ = {0}, d_ = {0}; \
-        int64_t i_ = 0; \
-        for (; i_ + 4 * LANES <= count; i_ += 4 * LANES) { \
-            a_ += LOAD(x + i_) * load(row + i_); \
-            b_ += LOAD(x + i_ + LANES) * load(row + i_ + LANES); \
-            c_ += LOAD(x + i_ + 2 * LANES) * load(row + i_ + 2 * LANES); \
-            d_ += LOAD(x + i_ + 3 * LANES) * load(row + i_ + 3 * LANES); \
-        } \
-        for (; i_ + LANES <= count; i_ += LANES) a_ += LOAD(x + i_) * load(row + i_); \
-        SUM((a_ + b_) + (c_ + d_), into); \
+        floats lanes_; \
+        int64_t i_; \
+        DOT_LANES(x, row, count, load, lanes_, i_); \
+        SUM(lanes_, into); \
         for (; i_ < count; i_++) into += x[i_] * one(row[i_]); \
     } while (0)
 
@@ -105,11 +130,7 @@ TARGET static void add(float *x, const float *y, int64_t count) {
 TARGET static void head_rows(const rows *r, const float *x, int64_t first, int64_t last, float *out) {
     int64_t width = r->width;
     for (int64_t at = first; at < last; at++) {
-        if (r->kind == ROWS_INT8) {
-            const int8_t *row = (const int8_t *)r->values + at * width;
-            DOT(x, row, width, FROM_INT8, (float), out[at]);
-            out[at] *= ((const float *)r->scale)[at];
-        } else if (r->kind == ROWS_BF16) {
+        if (r->kind == ROWS_BF16) {
             const uint16_t *row = (const uint16_t *)r->values + at * width;
             DOT(x, row, width, FROM_BF16, bf16_to_float, out[at]);
         } else {

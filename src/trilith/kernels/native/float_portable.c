@@ -8,7 +8,6 @@
         for (int lane_ = 0; lane_ < LANES; lane_++) made_[lane_] = value((p)[lane_]); \
         made_; \
     })
-#define FROM_INT8(p) FROM_EACH(p, (float))
 #define FROM_BF16(p) FROM_EACH(p, bf16_to_float)
 #define FROM_UINT8(p) FROM_EACH(p, (float))
 #define LOW_OF(byte) (float)((byte) & 15)

@@ -32,7 +32,7 @@ typedef struct {
     /* out [width] from hidden: [2 * width] gate and value, or [width] for RELU2. */
     void (*activate)(int64_t kind, const float *hidden, int64_t width, float *out);
     void (*add)(float *x, const float *y, int64_t count);
-    /* out[row] = x . rows[row], for rows first .. last - 1 of a head in floats or int8. */
+    /* out[row] = x . rows[row], for rows first .. last - 1 of a head in floats. */
     void (*head_rows)(const rows *r, const float *x, int64_t first, int64_t last, float *out);
 } float_ops;
 

@@ -184,44 +184,59 @@ void restore_row(const rows *r, int64_t at, float *out) {
 typedef struct {
     const rows *r;
     const float *x;
-    whole_row **whole; /* of each token, for 4-bit rows */
+    uint8_t *whole; /* activations of each token in whole numbers, for rows of 4 and 8 bits */
+    int64_t whole_bytes;
     float *out;
     int64_t num_tokens;
     int isa;
 } job;
 
-static void product_chunk(void *context, int64_t chunk, int worker) {
-    const job *j = context;
+/* Rows first .. last - 1 of one token. */
+static void token_rows(const job *j, int64_t token, int64_t first, int64_t last) {
     const rows *r = j->r;
-    (void)worker;
-    int64_t first = chunk * CHUNK_ROWS, last = min64(first + CHUNK_ROWS, r->num_rows);
-    for (int64_t t = 0; t < j->num_tokens; t++) {
-        const float *x = j->x + t * r->width;
-        float *out = j->out + t * r->num_rows;
-        if (r->kind == ROWS_INT4)
-            int4_rows(r, j->whole[t], first, last, out, j->isa);
-        else if (r->kind == ROWS_INT3)
-            coded[j->isa](r, x, first, last, out);
-        else
-            float_ops_of(j->isa)->head_rows(r, x, first, last, out);
-    }
+    const float *x = j->x + token * r->width;
+    const void *whole = j->whole + token * j->whole_bytes;
+    float *out = j->out + token * r->num_rows;
+    if (r->kind == ROWS_INT8)
+        int8_rows(r, whole, first, last, out, j->isa);
+    else if (r->kind == ROWS_INT4)
+        int4_rows(r, whole, first, last, out, j->isa);
+    else if (r->kind == ROWS_INT3)
+        coded[j->isa](r, x, first, last, out);
+    else
+        float_ops_of(j->isa)->head_rows(r, x, first, last, out);
 }
 
-/* Whole numbers of all tokens, behind the pointers to them; NULL without memory. */
-static whole_row **all_whole(const rows *r, const float *x, int64_t num_tokens) {
-    int64_t each = ceil_div(whole_row_bytes(r), 64) * 64;
-    int64_t pointers = ceil_div(num_tokens * (int64_t)sizeof(whole_row *), 64) * 64;
-    uint8_t *memory = aligned_alloc(64, (size_t)(pointers + num_tokens * each));
-    whole_row **whole = (whole_row **)memory;
-    for (int64_t t = 0; memory && t < num_tokens; t++)
-        whole[t] = make_whole(r, x + t * r->width, memory + pointers + t * each);
-    return whole;
+static void product_chunk(void *context, int64_t chunk, int worker) {
+    const job *j = context;
+    (void)worker;
+    int64_t first = chunk * CHUNK_ROWS, last = min64(first + CHUNK_ROWS, j->r->num_rows);
+    for (int64_t token = 0; token < j->num_tokens; token++) token_rows(j, token, first, last);
+}
+
+/* Bring the activations of all tokens into whole numbers, where rows want that; -1 without memory. */
+static int make_all_whole(job *j) {
+    const rows *r = j->r;
+    if (r->kind != ROWS_INT4 && r->kind != ROWS_INT8) return 0;
+    int64_t bytes = r->kind == ROWS_INT4 ? whole_row_bytes(r) : short_row_bytes(r);
+    j->whole_bytes = ceil_div(bytes, 64) * 64;
+    j->whole = aligned_alloc(64, (size_t)(j->num_tokens * j->whole_bytes));
+    if (!j->whole) return -1;
+    for (int64_t token = 0; token < j->num_tokens; token++) {
+        void *whole = j->whole + token * j->whole_bytes;
+        if (r->kind == ROWS_INT4)
+            make_whole(r, j->x + token * r->width, whole);
+        else
+            make_short(r, j->x + token * r->width, whole);
+    }
+    return 0;
 }
 
 int multiply_rows(
     const rows *r, const float *x, int64_t num_tokens, float *out, const settings *how) {
-    job j = {r, x, NULL, out, num_tokens, how->isa};
-    if (r->kind == ROWS_INT4 && !(j.whole = all_whole(r, x, num_tokens))) return -1;
+    if (num_tokens == 0) return 0;
+    job j = {.r = r, .x = x, .out = out, .num_tokens = num_tokens, .isa = how->isa};
+    if (make_all_whole(&j)) return -1;
     int64_t useful = 1 + r->num_rows * r->width * num_tokens / MIN_PRODUCTS_PER_THREAD;
     run_chunks(
         (int)min64(how->threads, useful), ceil_div(r->num_rows, CHUNK_ROWS), product_chunk, &j);

@@ -31,14 +31,20 @@ static inline float float_of_half(uint16_t half) {
 /* out [width] = row `at` in floats, the bits of StoredRows.restore. */
 void restore_row(const rows *r, int64_t at, float *out);
 
-/* Activations of one token as whole numbers, for 4-bit rows; it lies in memory of so many bytes. */
+/* Activations of one token as whole numbers, in memory of so many bytes: for 4-bit rows, and of 16
+ * bits for 8-bit rows. */
 typedef struct whole_row whole_row;
+typedef struct short_row short_row;
 int64_t whole_row_bytes(const rows *r);
-whole_row *make_whole(const rows *r, const float *x, void *memory);
+int64_t short_row_bytes(const rows *r);
+void make_whole(const rows *r, const float *x, whole_row *row);
+void make_short(const rows *r, const float *x, short_row *row);
 
-/* out[row] = x . rows[row] for rows first .. last - 1 with 4 bits. */
+/* out[row] = x . rows[row] for rows first .. last - 1 with 4 or 8 bits. */
 void int4_rows(
     const rows *r, const whole_row *x, int64_t first, int64_t last, float *out, int isa);
+void int8_rows(
+    const rows *r, const short_row *x, int64_t first, int64_t last, float *out, int isa);
 
 /* out [num_tokens, num_rows] = x [num_tokens, width] times all rows; 0, or -1 without memory. */
 int multiply_rows(

@@ -80,15 +80,13 @@ int64_t whole_row_bytes(const rows *r) {
     return (int64_t)sizeof(whole_row) + steps_of(r) * (int64_t)sizeof(step);
 }
 
-whole_row *make_whole(const rows *r, const float *x, void *memory) {
-    whole_row *row = memory;
+void make_whole(const rows *r, const float *x, whole_row *row) {
     memset(row, 0, (size_t)whole_row_bytes(r));
     double largest = largest_of(x, r->width);
     row->scale = (float)(largest / LARGEST);
     row->num_steps = steps_of(r);
     for (int64_t n = 0; n < row->num_steps; n++)
         fill_step(r, x, n * 2 * STEP_BYTES, LARGEST / largest, row->steps + n);
-    return row;
 }
 
 /* The lanes one after another, halves first. */
