@@ -38,53 +38,32 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--name", help="of the model for clients; default: the file's, less suffix")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer; default: all")
-    parser.add_argument(
-        "--running",
-        type=int,
-        default=8,
-        metavar="N",
-        help="requests that decode together; default 8",
-    )
-    parser.add_argument(
-        "--waiting",
-        type=int,
-        default=248,
-        metavar="N",
-        help="more that wait; then 503; default 248",
-    )
-    parser.add_argument("--max-body-bytes", type=int, default=2**20, metavar="N")
+    _add_limits(parser)
+    add_engine_options(parser)
+    add_threads_option(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    numbers: dict[str, tuple[int | None, str]] = {
+        "running": (8, "requests that decode together; default 8"),
+        "waiting": (248, "more that wait; then 503; default 248"),
+        "max-body-bytes": (2**20, "of a request; default 1 MiB"),
+        "connections": (None, "open at once; further ones are closed; default 1000"),
+        "kept-caches": (None, "prompts and answers whose caches are kept; default 8, on a GPU 0"),
+        "kept-bytes": (None, "that these take at most; default: what all else leaves"),
+    }
+    for name, (default, text) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
     parser.add_argument(
         "--time-limit", type=float, default=300.0, metavar="S", help="seconds of a request, 300"
     )
     parser.add_argument(
-        "--connections",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="open at once; further ones are closed; 1000",
-    )
-    parser.add_argument(
         "--idle-limit",
         type=int,
-        default=30,
         metavar="S",
         help="seconds for the header of a request, and for a client that reads nothing; 30",
     )
-    parser.add_argument(
-        "--kept-caches",
-        type=int,
-        metavar="N",
-        help="prompts whose caches are kept for those that begin alike; default 8, on a GPU 0",
-    )
-    parser.add_argument(
-        "--kept-bytes",
-        type=int,
-        metavar="N",
-        help="that these take together at most; default: what all else leaves of the memory",
-    )
-    add_engine_options(parser)
-    add_threads_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,10 +87,10 @@ def run(options: argparse.Namespace) -> int:
     with open_socket(options.host, options.port) as listener:
         batcher = Batcher(served.engine, served.tokenizer, num_running=options.running, kept=kept)
         try:
+            given = {"num_connections": options.connections, "idle_s": options.idle_limit}
             server = make_server(
                 build_app(served, batcher=batcher, limits=limits),
-                num_connections=options.connections,
-                idle_s=options.idle_limit,
+                **{key: value for key, value in given.items() if value is not None},
             )
             print(f"{served.name} at {_address(options.host, listener)}; Ctrl-C stops", flush=True)
             server.run(sockets=[listener])
