@@ -6,7 +6,6 @@ then turns a rounding to int8; keys and values carry that on, up to some percent
 both are held to the same model in float64.
 """
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +24,6 @@ from trilith.runtime import Engine
 pytestmark = pytest.mark.skipif(not available_isas(), reason="no C compiler")
 
 SHAPE = ModelConfig("toy", 1500, 512, 2, 8, 4, "swiglu", 1152, 1100, 1e4, 1e-5, True, True, True)
-TASKS = Path("/proc/self/task")
 NUM_TOKENS, NUM_SCALAR_TOKENS = 1000, 40
 
 
@@ -131,19 +129,6 @@ def test_they_are_as_true_to_the_model_that_was_packed_as_its_own_floats(packed:
 def _errors(found_TV: Tensor, expected_TV: Tensor) -> Tensor:
     """Largest error of each step, of its largest logit."""
     return (found_TV - expected_TV).abs().amax(-1) / expected_TV.abs().amax(-1)
-
-
-@pytest.mark.skipif(not TASKS.is_dir(), reason="threads are counted on Linux")
-def test_threads_share_the_work_of_a_token(packed: Packed) -> None:
-    engine = Engine.load(packed.path)
-    cache = engine.new_cache(batch_size=1, capacity=1)
-    torch.set_num_threads(2)
-    child = os.fork()
-    if not child:
-        # Of all threads this one alone is here.
-        engine.decode_one_token(torch.tensor([5]), cache=cache)
-        os._exit(len(list(TASKS.iterdir())))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
 
 
 def test_codes_lie_in_memory_as_they_should(packed: Packed) -> None:
