@@ -6,6 +6,8 @@ then turns a rounding to int8; keys and values carry that on, up to some percent
 both are held to the same model in float64.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -129,6 +131,29 @@ def test_they_are_as_true_to_the_model_that_was_packed_as_its_own_floats(packed:
 def _errors(found_TV: Tensor, expected_TV: Tensor) -> Tensor:
     """Largest error of each step, of its largest logit."""
     return (found_TV - expected_TV).abs().amax(-1) / expected_TV.abs().amax(-1)
+
+
+_COUNTS_THREADS = """
+import sys, torch
+from pathlib import Path
+from trilith.runtime import Engine
+torch.set_num_threads(1)
+engine = Engine.load(Path(sys.argv[1]))
+cache = engine.new_cache(batch_size=1, capacity=1)
+tasks = Path("/proc/self/task")
+before = len(list(tasks.iterdir()))
+torch.set_num_threads(2)
+engine.decode_one_token(torch.tensor([5]), cache=cache)
+print(len(list(tasks.iterdir())) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted on Linux")
+@pytest.mark.parametrize("packed", ["2 bits"], indirect=True)
+def test_a_second_thread_shares_the_work_of_a_token(packed: Packed) -> None:
+    command = [sys.executable, "-c", _COUNTS_THREADS, str(packed.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "1", done.stdout + done.stderr
 
 
 def test_codes_lie_in_memory_as_they_should(packed: Packed) -> None:
