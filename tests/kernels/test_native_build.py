@@ -1,6 +1,7 @@
 """Building the native kernels, choosing among them, and doing without them."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from trilith.kernels import (
     pack_weight,
 )
 from trilith.kernels.choice import ISA_NUMBERS
+from trilith.kernels.native_build import find_compiler
 from trilith.quant import CODECS, GRIDS, QuantizedWeight
 
 needs_compiler = pytest.mark.skipif(not available_isas(), reason="no C compiler")
@@ -78,15 +80,24 @@ def test_with_a_broken_compiler_torch_runs_and_one_line_says_so(tmp_path: Path) 
     assert not list(tmp_path.rglob("*.so*"))
 
 
+@pytest.fixture
+def hasty_compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The compiler, which leaves out what takes it long."""
+    path = tmp_path_factory.mktemp("bin") / "hasty"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(find_compiler())} "$@" -O0\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 @needs_compiler
-def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
-    processes = [_start(tmp_path) for _ in range(2)]
+def test_two_processes_may_build_at_once(tmp_path: Path, hasty_compiler: str) -> None:
+    processes = [_start(tmp_path, CC=hasty_compiler) for _ in range(2)]
     assert [_finish(process) for process in processes] == [("NativeProduct 126.0", [])] * 2
     (library,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert library.suffix == ".so"
     # A damaged library is built again.
     library.write_bytes(b"not a library")
-    assert _finish(_start(tmp_path)) == ("NativeProduct 126.0", [])
+    assert _finish(_start(tmp_path, CC=hasty_compiler)) == ("NativeProduct 126.0", [])
 
 
 def test_an_unwritable_cache_is_no_reason_to_stop(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """The kernels in a program of their own, for processors that this one is not.
 
-Arm: compiled across and run by an emulator. AVX-512 VNNI without byte permutes: compiled so.
+Arm: compiled across and run by an emulator. AVX-512 VNNI and AMX: their intrinsics in plain C.
 """
 
+import os
+import platform
 import shutil
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,51 +16,95 @@ import pytest
 from trilith.kernels import native_build
 
 NUM_SHAPES = 500
+_HERE = Path(__file__).parent
 _SOURCES = Path(native_build.__file__).parent / "native"
-_PRODUCTS = Path(__file__).parent / "native_check.c"
-_MODELS = Path(__file__).parent / "native_check_model.c"
-_FLAGS = [flag for flag in native_build.FLAGS if flag not in ("-shared", "-fPIC")]
+# Programs and their arguments.
+_PROGRAMS = {"products": ("native_check.c", str(NUM_SHAPES)), "models": ("native_check_model.c",)}
+each_program = pytest.mark.parametrize("program", _PROGRAMS)
+Build = Callable[[str], Path]
 
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def _run(*command: str | Path, **changes: str) -> str:
+    words = [str(word) for word in command]
+    environment = os.environ | changes
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def _build(compiler: list[str], program: Path, to: Path, *flags: str) -> Path:
-    sources = sorted(_SOURCES.glob("*.c"))
-    _run(*compiler, *_FLAGS, *flags, f"-I{_SOURCES}", "-o", to, program, *sources, "-lm")
-    return to
+def _builder(folder: Path, compiler: list[str], sources: list[Path]) -> Build:
+    """Compile the kernels once; what is returned adds a program. Emulated code need not be fast."""
+    command = [*compiler, *native_build.FLAGS, "-O1", f"-I{_SOURCES}"]
+
+    def compile_one(source: Path) -> Path:
+        to = folder / f"{source.stem}.o"
+        _run(*command, "-c", "-o", to, source)
+        return to
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+
+    def build(program: str) -> Path:
+        to = folder / program
+        _run(*command, "-static", "-o", to, _HERE / _PROGRAMS[program][0], *objects, "-lm")
+        return to
+
+    return build
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("program", "arguments"),
-    [(_PRODUCTS, [str(NUM_SHAPES)]), (_MODELS, [])],
-    ids=["products", "models"],
-)
-def test_neon_has_the_bits_of_the_scalar_kernels_and_of_this_processor(
-    program: Path, arguments: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def for_arm(tmp_path_factory: pytest.TempPathFactory) -> Build:
     for needed in ("aarch64-linux-gnu-gcc", "qemu-aarch64"):
         if shutil.which(needed) is None:
             pytest.skip(f"no {needed}; apt-get install gcc-aarch64-linux-gnu qemu-user")
-    arm = _build(["aarch64-linux-gnu-gcc"], program, tmp_path / "arm", "-static")
+    folder = tmp_path_factory.mktemp("arm")
+    return _builder(folder, ["aarch64-linux-gnu-gcc"], sorted(_SOURCES.glob("*.c")))
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    compiler = _compiler()
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("what is not emulated needs AVX2")
+    emulation = ["-include", str(_HERE / "emulated.h"), "-D_GNU_SOURCE=", "-Wno-psabi"]
+    others = {path for path in _SOURCES.glob("*.c") if path.name != "cpu.c"}
+    sources = sorted({*others, _HERE / "emulated_cpu.c"})
+    return _builder(tmp_path_factory.mktemp("emulated"), [*compiler, *emulation], sources)
+
+
+def _on_this_processor(program: str, folder: Path) -> str:
+    source, *arguments = _PROGRAMS[program]
+    library = native_build.library_path()
+    to = folder / "here"
+    _run(*_compiler(), f"-I{_SOURCES}", "-o", to, _HERE / source, library, "-lm")
+    return _run(to, *arguments)
+
+
+@pytest.mark.slow
+@each_program
+def test_neon_has_the_bits_of_the_scalar_kernels_and_of_this_processor(
+    for_arm: Build, program: str, tmp_path: Path
+) -> None:
+    arguments = _PROGRAMS[program][1:]
+    binary = for_arm(program)
     # "max" is a processor with everything that the emulator knows; the other one lacks dotprod.
-    *old, _ = _run("qemu-aarch64", "-cpu", "cortex-a53", arm, *arguments).split()
+    *old, _ = _run("qemu-aarch64", "-cpu", "cortex-a53", binary, *arguments).split()
     assert old == ["scalar"]
-    *kernels, found = _run("qemu-aarch64", "-cpu", "max", arm, *arguments).split()
+    *kernels, found = _run("qemu-aarch64", "-cpu", "max", binary, *arguments).split()
     assert kernels == ["scalar", "neon"]
-    here = _build(_compiler(), program, tmp_path / "here")
-    assert _run(here, *arguments).split()[-1] == found
+    assert _on_this_processor(program, tmp_path).split()[-1] == found
 
 
-def test_vnni_without_byte_permutes_has_the_bits_of_the_scalar_kernels(tmp_path: Path) -> None:
-    program = _build(_compiler(), _PRODUCTS, tmp_path / "program", "-DWITHOUT_VBMI")
-    if "vnni" not in _run(program, "0").split():
-        pytest.skip("this processor has no vnni")
-    assert "vnni" in _run(program, str(NUM_SHAPES)).split()
+@pytest.mark.slow
+@pytest.mark.parametrize("lacking", ["", "VBMI"])
+@each_program
+def test_vnni_and_amx_have_the_bits_of_the_scalar_kernels_and_of_this_processor(
+    emulated: Build, program: str, lacking: str, tmp_path: Path
+) -> None:
+    without = {f"WITHOUT_{lacking}": "1"} if lacking else {}
+    *kernels, found = _run(emulated(program), *_PROGRAMS[program][1:], **without).split()
+    assert kernels == ["scalar", "avx2", "vnni", "amx"]
+    assert _on_this_processor(program, tmp_path).split()[-1] == found
 
 
 def _compiler() -> list[str]:

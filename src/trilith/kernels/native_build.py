@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent / "native"
 # Contracted to fused multiply-adds, products would lose the bits of the torch path.
 FLAGS = (
-    *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
+    *("-O3", "-std=gnu11", "-fPIC", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 _TIMEOUT_S = 300
@@ -128,8 +129,6 @@ def compile_into(folder: Path) -> Path:
     """
     path = folder / packaged_name()
     _compile(find_compiler(), to=path)
-    # mkstemp lets nobody else read what all users of an installation load.
-    path.chmod(0o755)
     return path
 
 
@@ -174,22 +173,31 @@ def _cache_folder() -> Path:
 
 def _compile(compiler: list[str], *, to: Path) -> None:
     """Compile beside the goal and rename, so that others see a whole library or none."""
-    sources = [str(source) for source in sorted(_SOURCES.glob("*.c"))]
-    handle, beside = tempfile.mkstemp(dir=to.parent, suffix=".so.part")
-    os.close(handle)
-    try:
-        command = [*compiler, *FLAGS, "-o", beside, *sources]
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix="build-") as folder:
         try:
-            _run([*command, *_extra_flags()])
+            library = _compiled_in(Path(folder), [*compiler, *FLAGS, *_extra_flags()])
         except RuntimeError:
             # Compilers of before 2021 do not know AMX.
             if not _extra_flags():
                 raise
-            _run(command)
-        Path(beside).replace(to)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+            library = _compiled_in(Path(folder), [*compiler, *FLAGS])
+        library.replace(to)
     log.info("compiled the native kernels with %s: %s", compiler[0], to)
+
+
+def _compiled_in(folder: Path, command: list[str]) -> Path:
+    """Each source by itself, as many at a time as there are processors; then all of them together."""
+
+    def compile_one(source: Path) -> str:
+        to = str(folder / f"{source.name}.o")
+        _run([*command, "-c", "-o", to, str(source)])
+        return to
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sorted(_SOURCES.glob("*.c"))))
+    library = folder / "kernels.so"
+    _run([*command, "-shared", "-o", str(library), *objects])
+    return library
 
 
 def _extra_flags() -> list[str]:

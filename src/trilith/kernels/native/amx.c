@@ -25,7 +25,11 @@ TARGET static void configure(void) {
         config.columns_bytes[tile] = STEP;
         config.rows[tile] = ROWS;
     }
+#ifdef EMULATED
+    (void)config;
+#else
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
+#endif
 }
 
 /* Sums of one group: tokens of two panels (or one) x outputs of two blocks. */

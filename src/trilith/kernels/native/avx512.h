@@ -17,7 +17,11 @@ AVX512_INLINE __m512i broadcast(const int8_t *values) {
 
 /* In assembler, since gcc 12 copies the sums of the intrinsic to other registers and to memory. */
 AVX512_INLINE __m512i dot(__m512i sum, __m512i codes, __m512i four) {
+#ifdef EMULATED /* by a test, on any processor */
+    sum = _mm512_dpbusd_epi32(sum, codes, four);
+#else
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(four));
+#endif
     return sum;
 }
 

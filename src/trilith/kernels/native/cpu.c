@@ -44,13 +44,11 @@ int cpu_has(int isa) {
 
 static int has_vbmi;
 
-#ifndef WITHOUT_VBMI /* for a test of what runs without them */
 /* Once, since a virtual machine takes long to answer. */
 __attribute__((constructor)) static void look_for_vbmi(void) {
     uint32_t a, b, c = 0, d;
     has_vbmi = __get_cpuid_count(7, 0, &a, &b, &c, &d) && c & 1u << 1;
 }
-#endif
 
 int cpu_has_vbmi(void) { return has_vbmi; }
 #elif defined(__aarch64__) && defined(__linux__)
