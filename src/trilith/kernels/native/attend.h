@@ -5,6 +5,9 @@
  * at a time, which all queries then share; each query keeps its largest score, the sum of its shares
  * and their mix (FlashAttention, arXiv 2205.14135). Tiles begin where the cache has them, so that a
  * token gets the same bits alone and among others. */
+
+enum { LINE_BYTES = 64 };
+
 /* What queries carry from tile to tile. */
 typedef struct {
     float *scores;         /* [rows, KEY_BLOCK], by place in the tile */
@@ -69,30 +72,23 @@ INLINE void score(
         score_width(query, keys, count, width, scores);
 }
 
-/* out += sum of shares[t] * values[t], in registers for 4 * LANES features at a time. */
+/* out += sum of shares[t] * values[t], of N vectors of features in registers. */
+#define MIX(N) \
+    for (; i + N * LANES <= width; i += N * LANES) { \
+        floats mixed[N]; \
+        memcpy(mixed, out + i, sizeof mixed); \
+        for (int64_t t = 0; t < count; t++) \
+            _Pragma("GCC unroll 8") for (int n = 0; n < N; n++) \
+                mixed[n] += shares[t] * LOAD(values + t * width + i + n * LANES); \
+        memcpy(out + i, mixed, sizeof mixed); \
+    }
+
 INLINE void mix(
     const float *shares, const float *values, int64_t count, int64_t width, float *out) {
     int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        floats a = LOAD(out + i), b = LOAD(out + i + LANES);
-        floats c = LOAD(out + i + 2 * LANES), d = LOAD(out + i + 3 * LANES);
-        for (int64_t t = 0; t < count; t++) {
-            const float *row = values + t * width + i;
-            a += shares[t] * LOAD(row);
-            b += shares[t] * LOAD(row + LANES);
-            c += shares[t] * LOAD(row + 2 * LANES);
-            d += shares[t] * LOAD(row + 3 * LANES);
-        }
-        memcpy(out + i, &a, sizeof a);
-        memcpy(out + i + LANES, &b, sizeof b);
-        memcpy(out + i + 2 * LANES, &c, sizeof c);
-        memcpy(out + i + 3 * LANES, &d, sizeof d);
-    }
-    for (; i + LANES <= width; i += LANES) {
-        floats a = LOAD(out + i);
-        for (int64_t t = 0; t < count; t++) a += shares[t] * LOAD(values + t * width + i);
-        memcpy(out + i, &a, sizeof a);
-    }
+    MIX(8)
+    MIX(4)
+    MIX(1)
     for (; i < width; i++)
         for (int64_t t = 0; t < count; t++) out[i] += shares[t] * values[t * width + i];
 }
@@ -140,7 +136,18 @@ INLINE void see(const attention_job *j, const running *r, const tile *t) {
     }
 }
 
+/* Values of a tile are on their way while its keys are scored. */
+INLINE void fetch_values(const attention_job *j, int64_t first, int64_t last) {
+    const sequence *s = j->s;
+    int64_t row = j->head * (s->sinks + s->ring) + slot_of(s, first);
+    int64_t row_bytes = j->width * s->bits / 8;
+    const uint8_t *values = s->values + row * row_bytes;
+    for (int64_t at = 0; at < (last - first) * row_bytes; at += LINE_BYTES)
+        __builtin_prefetch(values + at);
+}
+
 INLINE void see_cached(const attention_job *j, const running *r, int64_t first, int64_t last) {
+    if (j->num_new == 1) fetch_values(j, first, last);
     float *keys = j->room, *values = keys + (KEY_BLOCK + 2) * j->width;
     tile t = {
         .keys = cached_keys(j, first, last - first, keys),

@@ -12,7 +12,7 @@
 #endif
 
 /* 2 * PART / 16 products of 128 * 32767 fit a lane of 32 bits. */
-enum { LARGEST = 32767, PART = 4096, PREFETCH_BYTES = 2048 };
+enum { LARGEST = 32767, PART = 4096, PREFETCH_BYTES = 8192 };
 
 struct short_row {
     float scale;
