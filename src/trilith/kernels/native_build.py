@@ -186,7 +186,7 @@ def _compile(compiler: list[str], *, to: Path) -> None:
 
 
 def _compiled_in(folder: Path, command: list[str]) -> Path:
-    """Each source by itself, as many at a time as there are processors; then all of them together."""
+    """Each source by itself, as many at a time as there are processors; then all of them linked."""
 
     def compile_one(source: Path) -> str:
         to = str(folder / f"{source.name}.o")
