@@ -27,7 +27,11 @@ Fault = Literal[
 ]
 
 _MAX_FILE_BYTES = 1500
-_PRELOADED = ["datasets", "lightning", "matplotlib.pyplot", "sentencepiece", "torch", "wandb"]
+# What stages import: a process that is forked has it.
+_PRELOADED = [
+    *("datasets", "hydra", "lightning", "matplotlib.pyplot", "sentencepiece", "torch", "wandb"),
+    *(f"trilith.{part}" for part in ("corpus", "evaluation", "reporting", "training")),
+]
 
 TOY = (
     "corpus=folder",
