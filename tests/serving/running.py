@@ -48,6 +48,11 @@ class Running(NamedTuple):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def waits_for_reader(self) -> bool:
+        """Whether what the system keeps of an answer is full."""
+        connections = list(self.server.server_state.connections)
+        return any(connection.flow.write_paused for connection in connections)
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
 
@@ -87,6 +92,7 @@ def running(
     kept: KeptCaches | None = None,
     num_connections: int = 1000,
     idle_s: int = PATIENCE_S,
+    farewell_s: float = PATIENCE_S,
 ) -> Iterator[Running]:
     """Serve a model named toy; the end is that of a server that is told to stop."""
     batcher = Batcher(engine, tokenizer, num_running=num_running, kept=kept)
@@ -97,6 +103,7 @@ def running(
             num_connections=num_connections,
             idle_s=idle_s,
             grace_s=1,
+            farewell_s=farewell_s,
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -175,13 +175,28 @@ def test_a_server_that_stops_ends_what_runs_and_listens_no_more(
         socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
+def test_a_server_that_stops_lets_a_slow_client_read_why(
+    engine: WatchedEngine, tokenizer: Tokenizer
+) -> None:
+    def read_late(stream: http.client.HTTPResponse) -> bytes:
+        _wait_until(lambda: not any(one.name == "model" for one in threading.enumerate()))
+        time.sleep(0.3)
+        return stream.read()
+
+    with ThreadPoolExecutor(1) as reader:
+        with running(engine, tokenizer) as server:
+            stream = _begin(server, LONG)
+            _wait_until(server.waits_for_reader)
+            text = reader.submit(read_late, stream)
+        assert b"the server is shutting down" in text.result(timeout=PATIENCE_S)
+
+
 def test_a_server_that_stops_closes_on_a_client_that_does_not_read(
     engine: WatchedEngine, tokenizer: Tokenizer
 ) -> None:
-    with running(engine, tokenizer) as server:
+    with running(engine, tokenizer, farewell_s=0.5) as server:
         stream = _begin(server, LONG)
-        # Longer than it takes to fill what the system keeps of an answer.
-        time.sleep(2)
+        _wait_until(server.waits_for_reader)
     with pytest.raises((OSError, http.client.IncompleteRead)):
         stream.read()
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,9 +39,6 @@ from trilith.serving.replies import (
 )
 
 log = logging.getLogger(__name__)
-
-# For the last words to a client that may not read.
-_FAREWELL_S = 1.0
 
 _READERS: dict[Kind, Callable[[Mapping[str, Any], Served], Asked]] = {
     "completion": read_completion,
@@ -193,10 +190,8 @@ class _Answer:
         if not self.has_started:
             await _error_response(error)(scope, receive, self._send)
             return
-        last = {"type": "http.response.body", "body": as_event(error_body(error))}
-        # A client that does not even read that is left alone.
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._send(last), _FAREWELL_S)
+        # The server closes on a client that does not even read that.
+        await self._send({"type": "http.response.body", "body": as_event(error_body(error))})
 
     async def _run(self, asked: Asked) -> None:
         loop = asyncio.get_running_loop()

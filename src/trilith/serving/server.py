@@ -4,6 +4,7 @@ answers finish."""
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 _GRACE_S = 10
+_FAREWELL_S = 1.0
 # Below what a process may usually open; each connection is a file.
 _MAX_CONNECTIONS = 1000
 _IDLE_S = 30
@@ -39,6 +41,7 @@ def make_server(
     num_connections: int = _MAX_CONNECTIONS,
     idle_s: int = _IDLE_S,
     grace_s: int = _GRACE_S,
+    farewell_s: float = _FAREWELL_S,
 ) -> uvicorn.Server:
     """Make a server; `run(sockets=[...])` serves until Ctrl-C, SIGTERM or `should_exit`.
 
@@ -49,6 +52,7 @@ def make_server(
         idle_s: seconds in which a client must have sent the header of a request, or gone on
             reading an answer; then its connection is closed.
         grace_s: seconds that answers have to end, once the server is told to.
+        farewell_s: seconds that clients have after them, to read what is left and why it ends.
 
     Raises:
         ValueError: a limit is not positive.
@@ -57,6 +61,7 @@ def make_server(
         if value < 1:
             raise ValueError(f"{key}={value} must be positive")
     return _Server(
+        farewell_s,
         uvicorn.Config(
             app,
             http=_Connection,
@@ -69,16 +74,26 @@ def make_server(
             timeout_keep_alive=idle_s,
             timeout_graceful_shutdown=grace_s,
             server_header=False,
-        )
+        ),
     )
 
 
 class _Server(uvicorn.Server):
-    """Closes, at its end, on clients that did not read what was left for them."""
+    """Lets clients read the end of answers it broke off, and closes on those that do not."""
+
+    def __init__(self, farewell_s: float, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._farewell_s = farewell_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
+        # An answer that was broken off is not at its client yet: uvicorn does not wait for it.
+        left = self.server_state
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._farewell_s):
+                while (left.tasks or left.connections) and not self.force_exit:
+                    await asyncio.sleep(0.01)
+        for connection in list(left.connections):
             connection.transport.abort()
         # What `abort` does, it does in the next turn of the loop.
         await asyncio.sleep(0)
