@@ -30,6 +30,17 @@ TOY = ModelConfig(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole stages and slow tests come first: no worker ends long after the others."""
+    long = {item.path for item in items if _is_long(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def _is_long(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return "start_stage" in fixtures or item.get_closest_marker("slow") is not None
+
+
 @pytest.fixture
 def toy() -> ModelConfig:
     """The toy shape."""

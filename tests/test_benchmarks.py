@@ -28,6 +28,7 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
     assert "no CUDA device" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_every_kernel_when_it_checks() -> None:
     pytest.importorskip("triton", reason="the extra gpu is not installed")
     ended = _run("--check")

@@ -98,6 +98,7 @@ def test_transformers_rounds_activations_to_int8_as_the_packed_file_does(
     assert float((found - expected).norm() / expected.norm()) < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "quant"), INT8_MODELS, ids=str)
 @torch.no_grad()
 def test_int8_models_come_back_with_the_same_bits(

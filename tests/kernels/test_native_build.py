@@ -90,6 +90,7 @@ def hasty_compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path: Path, hasty_compiler: str) -> None:
     processes = [_start(tmp_path, CC=hasty_compiler) for _ in range(2)]
     assert [_finish(process) for process in processes] == [("NativeProduct 126.0", [])] * 2

@@ -1,4 +1,4 @@
-"""The kernels in a program of their own, for processors that this one is not.
+"""The kernels in a program of their own, for processors that this one is not, and by clang.
 
 Arm: compiled across and run by an emulator. AVX-512 VNNI and AMX: their intrinsics in plain C.
 """
@@ -51,14 +51,29 @@ def _builder(folder: Path, compiler: list[str], sources: list[Path]) -> Build:
     return build
 
 
-@pytest.fixture(scope="module")
-def for_arm(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    for needed in ("aarch64-linux-gnu-gcc", "qemu-aarch64"):
-        if shutil.which(needed) is None:
-            pytest.skip(f"no {needed}; apt-get install gcc-aarch64-linux-gnu qemu-user")
+def _need(*commands: str, packages: str) -> None:
+    for command in commands:
+        if shutil.which(command) is None:
+            pytest.skip(f"no {command}; apt-get install {packages}")
+
+
+@pytest.fixture(scope="module", params=["gcc", "clang"])
+def for_arm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Build:
+    # The libraries of the one serve both.
+    _need("aarch64-linux-gnu-gcc", "qemu-aarch64", packages="gcc-aarch64-linux-gnu qemu-user")
+    compiler = ["aarch64-linux-gnu-gcc"]
+    if request.param == "clang":
+        _need("clang", packages="clang")
+        compiler = ["clang", "--target=aarch64-linux-gnu", "-I/usr/aarch64-linux-gnu/include"]
     folder = tmp_path_factory.mktemp("arm")
-    compiler = ["aarch64-linux-gnu-gcc", "-static"]
-    return _builder(folder, compiler, sorted(_SOURCES.glob("*.c")))
+    return _builder(folder, [*compiler, "-static"], sorted(_SOURCES.glob("*.c")))
+
+
+@pytest.fixture(scope="module")
+def by_clang(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    _need("clang", packages="clang")
+    folder = tmp_path_factory.mktemp("clang")
+    return _builder(folder, ["clang", "-DHAVE_AMX"], sorted(_SOURCES.glob("*.c")))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +119,16 @@ def test_vnni_and_amx_have_the_bits_of_the_scalar_kernels_and_of_this_processor(
     *kernels, found = _run(emulated(program), *_PROGRAMS[program][1:], **changes).split()
     assert kernels == ["scalar", "avx2", "vnni", "amx"]
     assert _on_this_processor(program, tmp_path).split()[-1] == found
+
+
+@pytest.mark.slow
+@each_program
+def test_clang_makes_kernels_of_the_same_bits(
+    by_clang: Build, program: str, tmp_path: Path
+) -> None:
+    *kernels, found = _run(by_clang(program), *_PROGRAMS[program][1:]).split()
+    assert kernels == available_isas()
+    assert _on_this_processor(program, tmp_path).split() == [*kernels, found]
 
 
 def _compiler() -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 Fault = Literal[
@@ -153,10 +154,16 @@ def run_stage(start_stage: StartStage) -> RunStage:
 
 @pytest.fixture(scope="session")
 def finished_chain(tmp_path_factory: pytest.TempPathFactory, run_stage: RunStage) -> Path:
-    """A folder in which every stage has passed. Copy it, do not change it."""
-    folder = tmp_path_factory.mktemp("chain")
-    write_texts(folder / "texts")
-    run_stages(run_stage, folder, until="reports")
+    """A folder in which every stage has passed, for all workers. Copy it, do not change it."""
+    of_this_worker = tmp_path_factory.getbasetemp()
+    is_alone = "PYTEST_XDIST_WORKER" not in os.environ
+    folder = (of_this_worker if is_alone else of_this_worker.parent) / "finished_chain"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            unfinished = tmp_path_factory.mktemp("chain")
+            write_texts(unfinished / "texts")
+            run_stages(run_stage, unfinished, until="reports")
+            unfinished.rename(folder)
     return folder
 
 

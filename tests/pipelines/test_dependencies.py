@@ -119,6 +119,7 @@ def test_a_stage_by_hand_reads_what_the_pipeline_made() -> None:
         assert made, f"inputs.{name}={place} is no output in dvc.yaml"
 
 
+@pytest.mark.slow
 def test_every_choice_of_every_group_fits_the_schema() -> None:
     groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -191,6 +191,7 @@ def test_decoding_several_caches_takes_what_is_planned(
     assert plan.decode == pytest.approx(decode, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].name)
 def test_a_gpu_holds_what_is_planned(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

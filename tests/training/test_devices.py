@@ -105,6 +105,7 @@ def weights(folder: Path, name: str) -> Iterator[dict[str, torch.Tensor]]:
         yield torch.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected", "tolerance"),
     [

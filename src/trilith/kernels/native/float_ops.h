@@ -28,19 +28,23 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
     } while (0)
 
 /* Sums of the lanes of eight vectors, in the order of SUM; `vectors` are used up. */
+#ifdef __clang__
+#define PAIRED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
 typedef int32_t lanes_of __attribute__((vector_size(4 * LANES)));
-#define PAIRED(a, b, ...) __builtin_shuffle(a, b, (lanes_of)__VA_ARGS__)
+#define PAIRED(a, b, ...) __builtin_shuffle(a, b, (lanes_of){__VA_ARGS__})
+#endif
 #define SUM_EIGHT(v, into) \
     do { \
         for (int i_ = 0; i_ < 8; i_ += 2) \
-            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], {0, 1, 2, 3, 8, 9, 10, 11}) + \
-                        PAIRED(v[i_], v[i_ + 1], {4, 5, 6, 7, 12, 13, 14, 15}); \
+            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], 0, 1, 2, 3, 8, 9, 10, 11) + \
+                        PAIRED(v[i_], v[i_ + 1], 4, 5, 6, 7, 12, 13, 14, 15); \
         for (int i_ = 0; i_ < 4; i_ += 2) \
-            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], {0, 1, 8, 9, 4, 5, 12, 13}) + \
-                        PAIRED(v[i_], v[i_ + 1], {2, 3, 10, 11, 6, 7, 14, 15}); \
-        v[0] = PAIRED(v[0], v[1], {0, 2, 8, 10, 4, 6, 12, 14}) + \
-               PAIRED(v[0], v[1], {1, 3, 9, 11, 5, 7, 13, 15}); \
-        v[0] = PAIRED(v[0], v[0], {0, 4, 1, 5, 2, 6, 3, 7}); \
+            v[i_ / 2] = PAIRED(v[i_], v[i_ + 1], 0, 1, 8, 9, 4, 5, 12, 13) + \
+                        PAIRED(v[i_], v[i_ + 1], 2, 3, 10, 11, 6, 7, 14, 15); \
+        v[0] = PAIRED(v[0], v[1], 0, 2, 8, 10, 4, 6, 12, 14) + \
+               PAIRED(v[0], v[1], 1, 3, 9, 11, 5, 7, 13, 15); \
+        v[0] = PAIRED(v[0], v[0], 0, 4, 1, 5, 2, 6, 3, 7); \
         memcpy(into, v, sizeof v[0]); \
     } while (0)
 

@@ -4,7 +4,11 @@
 #ifdef __aarch64__
 #include <arm_neon.h>
 
+#ifdef __clang__
+#define FEATURES "dotprod"
+#else
 #define FEATURES "arch=armv8.2-a+dotprod"
+#endif
 #define TARGET __attribute__((target(FEATURES)))
 #define INLINE static inline __attribute__((always_inline, target(FEATURES)))
 
@@ -41,6 +45,16 @@ INLINE int8x16_t broadcast(const int8_t *values) {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
+/* Clang before 16 has vdotq_s32 only where the whole file is for processors with it. */
+INLINE int32x4_t dot(int32x4_t sums, int8x16_t codes, int8x16_t values) {
+#ifdef __clang__
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(codes), "w"(values));
+    return sums;
+#else
+    return vdotq_s32(sums, codes, values);
+#endif
+}
+
 INLINE void add_tile(
     const product *p, int layout, const uint8_t *tile, const int8_t *values, int64_t i, int tokens,
     int32x4_t (*sums)[QUARTERS]) {
@@ -52,7 +66,7 @@ INLINE void add_tile(
         for (int t = 0; t < tokens; t++) x[t] = broadcast(quad + t * STEP);
         for (int q = 0; q < QUARTERS; q++) {
             int8x16_t codes = quarter_plane(tile, levels, layout, plane, q, left + q);
-            for (int t = 0; t < tokens; t++) sums[t][q] = vdotq_s32(sums[t][q], codes, x[t]);
+            for (int t = 0; t < tokens; t++) sums[t][q] = dot(sums[t][q], codes, x[t]);
         }
     }
 }
