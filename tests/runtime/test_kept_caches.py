@@ -1,6 +1,7 @@
-"""Kept caches of the torch modules: what they save, that they change no bit, what they let go.
+"""Kept caches where torch modules run prompts: what they save, that they change no bit, what goes.
 
-The reference is the same engine without any. Native kernels keep more: test_kept_answers.
+The reference is the same engine without any. Where native kernels run prompts they keep more:
+test_kept_answers.
 """
 
 from pathlib import Path
@@ -60,6 +61,23 @@ def test_a_longer_prompt_runs_only_what_is_new_and_changes_no_bit(
     ids = _ids(500)
     # Other lengths, so that rows lie elsewhere in memory; the last ends with a part.
     for length, reused in [(133, 0), (134, 128), (201, 128), (320, 192), (321, 320), (500, 320)]:
+        expected, _ = _run(engine, ids[:length], None)
+        found, num_reused = _run(engine, ids[:length], kept)
+        assert num_reused == reused
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_dense_model_that_decodes_natively_keeps_its_prompts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    monkeypatch.setenv("TRILITH_KERNELS", "auto")
+    path = pack_shape(tmp_path, SHAPE, None)
+    engine, kept = Engine.load(path, cache=CacheConfig(bits)), KeptCaches(2)  # type: ignore[arg-type]
+    ids = _ids(300)
+    answered, _ = _run(engine, ids[:150], kept)
+    ids[150:170] = [int(logits_BV.argmax()) for logits_BV in answered[:20]]
+    for length, reused in [(165, 128), (200, 128), (300, 192)]:
         expected, _ = _run(engine, ids[:length], None)
         found, num_reused = _run(engine, ids[:length], kept)
         assert num_reused == reused

@@ -95,9 +95,10 @@ def test_the_packed_file_has_the_measured_loss(
     _require_measured(sum(losses), stories, model)
 
 
+@each_model
 @torch.inference_mode()
-def test_decoding_in_the_native_kernels_has_the_measured_loss(packed: Any) -> None:
-    model = packed("bitllama-1M")
+def test_decoding_in_the_native_kernels_has_the_measured_loss(name: str, packed: Any) -> None:
+    model = packed(name)
     engine = Engine.load(model.path)
     if engine.decoder is None:
         pytest.skip("no native kernels run here")

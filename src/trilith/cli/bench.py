@@ -66,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
 def _kernels(engine: Any) -> str:
     if engine.static is not None:
         return "torch, one CUDA graph a token"
-    return "native, one call a token" if engine.decoder else "torch"
+    if engine.decoder is None:
+        return "torch"
+    prompts = "" if engine.has_one_path else ", torch for prompts"
+    return f"native, one call a token{prompts}"
 
 
 def _measure(engine: Any, options: argparse.Namespace, threads: list[int]) -> list[dict[str, Any]]:

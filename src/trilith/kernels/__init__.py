@@ -10,6 +10,7 @@ from trilith.kernels.choice import Isa, available_isas, chosen_isa
 from trilith.kernels.linear import PackedLinear
 from trilith.kernels.native_path import (
     NativeProduct,
+    dense_struct,
     layout_in_memory,
     layouts_for,
     native_bytes,
@@ -47,6 +48,7 @@ __all__ = [
     "TorchProduct",
     "available_isas",
     "chosen_isa",
+    "dense_struct",
     "fastest_arithmetic",
     "layout_in_memory",
     "layouts_for",

@@ -50,6 +50,8 @@ BASE3_ISAS = ("vnni", "amx")
 MAX_OFFSET = 16
 # Places in the table of levels: 4 bits name one.
 NUM_LEVELS = 16
+# BFLOAT16 of trilith.h.
+_BFLOAT16 = 16
 
 
 class NativeProduct(nn.Module):
@@ -199,6 +201,15 @@ def weight_struct(
     pointers = (tensor.data_ptr() for tensor in tiles)
     num_groups = tiles.factor.shape[0]
     return WeightStruct(*pointers, *shape, num_groups, _GEOMETRY[layout].number, offset)
+
+
+def dense_struct(weight: Tensor) -> WeightStruct:
+    """Return what a native decoder takes of a dense weight, bfloat16 [O, I] on the CPU.
+
+    It points into the tensor, which must stay alive.
+    """
+    assert weight.is_cpu and weight.is_contiguous() and weight.dtype == torch.bfloat16, weight.dtype
+    return WeightStruct(weight.data_ptr(), None, None, *weight.shape, 1, _BFLOAT16, 0)
 
 
 def fits_native(weight: PackedWeight) -> bool:

@@ -171,7 +171,7 @@ def size_table(models: Models, *, run: Mapping[str, Any]) -> Table:
         rows=rows,
         note="MB is 10⁶ bytes; bits per weight count the scales. "
         f"Speed: {setting or ABSENT}; models on a grid run native kernels where there are any, "
-        "dense ones run torch.",
+        "dense ones decode on such, in bfloat16, and run prompts on torch.",
     )
 
 

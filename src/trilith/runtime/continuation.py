@@ -97,8 +97,8 @@ class Continuation:
     @property
     def _keeps_answer(self) -> bool:
         """With a window, the prompt is the more useful one: what was dropped cannot come back."""
-        is_native = self._engine.decoder is not None
-        return self._kept is not None and is_native and self._engine.cache_config.window is None
+        has_end = self._engine.cache_config.window is None
+        return self._kept is not None and self._engine.has_one_path and has_end
 
     def _restore(self) -> int:
         if self._kept is None:
@@ -109,7 +109,7 @@ class Continuation:
     def _keep_prompt(self) -> None:
         """Keep the cache at the end of the prompt, or of the last part that is whole."""
         length = self.cache.length
-        grain = self._engine.part_tokens if self._engine.decoder is None else 1
+        grain = 1 if self._engine.has_one_path else self._engine.part_tokens
         if length == len(self._prompt_ids) // grain * grain:
             self._keep(self._prompt_ids[:length])
 

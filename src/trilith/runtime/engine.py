@@ -101,9 +101,14 @@ class Engine:
         return at_once if window is None else min(at_once, window - self.cache_config.sinks)
 
     @property
+    def has_one_path(self) -> bool:
+        """True if native kernels run prompts too: a token has the same bits there and later."""
+        return self.decoder is not None and self.decoder.runs_prompts
+
+    @property
     def kept_grain(self) -> int:
         """Multiples of so many tokens at which a kept cache can be cut without changing a bit."""
-        if self.decoder is None:
+        if not self.has_one_path:
             return self.part_tokens
         return 1 if self.cache_config.bits >= 16 else KEY_BLOCK
 
@@ -139,7 +144,7 @@ class Engine:
         if cache.config.window is not None:
             at_once = min(at_once, cache.num_recent)
         parts = tokens_BT.split(at_once, dim=1)
-        if self.decoder is not None:
+        if self.decoder is not None and self.decoder.runs_prompts:
             return [self.decoder.run([NewTokens(part_BT, cache)]) for part_BT in parts][-1]
         for part_BT in parts:
             hidden_BTD = self.model.hidden(part_BT, cache)

@@ -1,8 +1,8 @@
 """KV caches of recent prompts and answers: a prompt that begins as one of them runs what is new.
 
 Whatever is taken changes no bit of the logits. Native kernels give a token the same bits in a
-prompt and in an answer, so all of both is kept. The torch modules do not: there, what is kept was
-written by prefill alone, in whole parts of `Engine.part_tokens`.
+prompt and in an answer, so all of both is kept. Where the torch modules run prompts it has not:
+there, what is kept was written by prefill alone, in whole parts of `Engine.part_tokens`.
 """
 
 from collections.abc import Sequence

@@ -178,7 +178,7 @@ def cache_bytes(model: ModelConfig, *, batch_size: int, capacity: int, config: C
 def kept_bytes(setup: InferenceSetup) -> int:
     """Bytes of all kept caches, at their largest: a context, or its whole parts."""
     grain = PART_TOKENS if setup.layers == "held" else PREFILL_TOKENS
-    if setup.kernel == "native" and _decodes_natively(setup):
+    if _is_native(setup):
         grain = 1
     return setup.kept * _cache_bytes(setup, capacity=setup.context // grain * grain)
 
@@ -233,6 +233,12 @@ def _unpacked_bytes(model: Transformer, setup: InferenceSetup) -> int:
 
 def _decodes_natively(setup: InferenceSetup) -> bool:
     """True if a decoding step is one call that reads grouped keys and values where they lie."""
+    is_dense = setup.quant is None and setup.kernel == "native" and setup.layers == "held"
+    return is_dense or _is_native(setup)
+
+
+def _is_native(setup: InferenceSetup) -> bool:
+    """True if prompts run in such calls too."""
     is_integer = setup.quant is not None and setup.quant.activation_bits is not None
     return is_integer and setup.kernel == "native" and setup.layers == "held"
 
@@ -280,7 +286,7 @@ def _prefill_bytes(setup: InferenceSetup) -> int:
     """Activations of a part of the prompt at the widest moment of a block, rotations, logits."""
     is_on_gpu = setup.kernel == "triton"
     num_tokens = setup.prompt if is_on_gpu else min(setup.prompt, PREFILL_TOKENS)
-    if _decodes_natively(setup):
+    if _is_native(setup):
         return _native_bytes(setup, num_tokens=num_tokens)
     config = setup.model
     width, keys = config.width, config.num_kv_heads * config.head_width

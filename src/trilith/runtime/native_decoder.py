@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from trilith.kernels import Isa, NativeProduct, PackedLinear
+from trilith.kernels import Isa, NativeProduct, PackedLinear, chosen_isa, dense_struct
 from trilith.kernels.native_build import load_native
 from trilith.kernels.native_decode import (
     MLP_KINDS,
@@ -23,8 +23,14 @@ from trilith.kernels.native_decode import (
 from trilith.model import Bias, KVCache, RMSNorm, Transformer
 from trilith.model.cache_storage import KeyBlocks, ValueRows
 from trilith.model.rope import rope_tables
-from trilith.model.transformer import Block
 from trilith.packed import PackedFile
+
+# Of a block, in the order of its struct; those that it lacks are identities.
+_FLOATS = (
+    *("attention_norm", "attention.q_norm", "attention.k_norm", "attention.sub_norm"),
+    *("mlp_norm", "mlp.sub_norm", "attention.qkv_bias"),
+)
+_LINEARS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
 
 
 class NewTokens(NamedTuple):
@@ -35,7 +41,7 @@ class NewTokens(NamedTuple):
 
 
 class NativeDecoder:
-    """Runs a packed model whose projections are all native.
+    """Runs a packed model whose projections are all native, or dense.
 
     A token has the same logits, to the bit, whatever runs beside it, and whether the tokens before
     it came with it or earlier. They differ from those of the torch modules in the order of float32
@@ -52,12 +58,18 @@ class NativeDecoder:
         self._rope = rope_tables(
             torch.arange(model.config.context), model.config.head_width, model.config.rope_theta
         )
-        layers = [_layer_struct(block) for block in model.blocks]  # type: ignore[arg-type]
+        self._dense = None if _is_packed(model) else file.tensors
+        layers = [self._layer_struct(number) for number in range(len(model.blocks))]
         self._layers = (LayerStruct * len(layers))(*layers)
         self._struct = self._model_struct()
         self._structs: WeakKeyDictionary[KVCache, ctypes.Array[SequenceStruct]]
         self._structs = WeakKeyDictionary()
-        self._isa: Isa = model.blocks[0].attention.out.product.isa  # type: ignore[union-attr, assignment]
+        self._isa = _isa_of(model)
+
+    @property
+    def runs_prompts(self) -> bool:
+        """False for a dense model: torch multiplies matrices of floats faster."""
+        return self._dense is None
 
     def run(self, parts: Sequence[NewTokens]) -> Tensor:
         """Add tokens to the sequences of each cache; return the logits [B, V] after the last ones.
@@ -141,6 +153,16 @@ class NativeDecoder:
         offset = first * self._rope[0].stride(0) * self._rope[0].element_size()
         return [table.data_ptr() + offset for table in self._rope]
 
+    def _layer_struct(self, number: int) -> LayerStruct:
+        block = self._model.blocks[number]
+        pointers = (_pointer(block.get_submodule(name)) for name in _FLOATS)
+        if self._dense is None:
+            weights = [block.get_submodule(name).product.as_struct() for name in _LINEARS]  # type: ignore[union-attr, operator]
+        else:
+            names = (f"blocks.{number}.{name}.weight" for name in _LINEARS)
+            weights = [dense_struct(self._dense[name]) for name in names]
+        return LayerStruct(*pointers, *weights)
+
     def _model_struct(self) -> ModelStruct:
         config = self._model.config
         return ModelStruct(
@@ -189,34 +211,29 @@ def _joined(
 
 
 def decodes_natively(model: Transformer) -> bool:
-    """True if every projection runs on native kernels."""
-    projections = [
-        linear
-        for block in model.blocks
-        for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down)  # type: ignore[union-attr]
-    ]
+    """True if every projection runs on native kernels, or all are dense and there are such."""
+    if _is_packed(model):
+        return True
+    is_dense = all(isinstance(linear, nn.Linear) for linear in _linears(model))
+    return is_dense and model.norm.weight.is_cpu and chosen_isa() is not None
+
+
+def _is_packed(model: Transformer) -> bool:
     return all(
         isinstance(linear, PackedLinear) and isinstance(linear.product, NativeProduct)
-        for linear in projections
+        for linear in _linears(model)
     )
 
 
-def _layer_struct(block: Block) -> LayerStruct:
-    attention, mlp = block.attention, block.mlp
-    floats = (
-        block.attention_norm,
-        attention.q_norm,
-        attention.k_norm,
-        attention.sub_norm,
-        block.mlp_norm,
-        mlp.sub_norm,
-        attention.qkv_bias,
-    )
-    linears = (attention.qkv, attention.out, mlp.up, mlp.down)
-    return LayerStruct(
-        *(_pointer(module) for module in floats),
-        *(linear.product.as_struct() for linear in linears),  # type: ignore[union-attr, operator]
-    )
+def _isa_of(model: Transformer) -> Isa:
+    product = getattr(_linears(model)[0], "product", None)
+    isa = chosen_isa() if product is None else product.isa
+    assert isa is not None
+    return isa
+
+
+def _linears(model: Transformer) -> list[nn.Module]:
+    return [block.get_submodule(name) for block in model.blocks for name in _LINEARS]
 
 
 def _pointer(module: nn.Module) -> int | None:

@@ -180,6 +180,10 @@ static void keep_last_tokens(pass *p) {
 }
 
 static int apply(pass *p, const weight *w) {
+    if (w->layout == BFLOAT16) {
+        rows r = {w->codes, NULL, ROWS_BF16, w->num_out, w->num_in, w->num_in};
+        return multiply_rows(&r, p->normed, p->num_rows, p->wide, &p->how);
+    }
     return multiply(w, p->normed, p->wide, p->num_rows, &p->how, &p->space, NULL);
 }
 

@@ -22,7 +22,8 @@
 enum { BLOCK = 16, QUAD = 4, STEP = 64, PANEL = 16, MAX_THREADS = 64 };
 /* Tokens for which all blocks run before the next tokens: their activations stay in the cache. */
 enum { SLAB = 64 };
-enum layout { BITS2 = 2, BASE3 = 3, BITS4 = 4 };
+/* BFLOAT16 is no tiles but rows [num_out, num_in], which forward.c multiplies with floats. */
+enum layout { BITS2 = 2, BASE3 = 3, BITS4 = 4, BFLOAT16 = 16 };
 enum isa { SCALAR, AVX2, VNNI, AMX, NEON, NUM_ISAS };
 
 /* Keep the fields of weight in step with WeightStruct in native_build.py. */
