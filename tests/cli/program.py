@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 PROGRAM = [sys.executable, "-c", "import sys; from trilith.cli import main; sys.exit(main())"]
+# Far beyond any wait of a busy machine.
+PATIENCE_S = 120
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.program import PROGRAM, environment
+from tests.cli.program import PATIENCE_S, PROGRAM, environment
 
 from trilith.cli import main
 from trilith.model import CacheConfig
@@ -16,8 +16,6 @@ from trilith.packed import open_unchecked
 from trilith.runtime import Engine, room
 
 Capture = pytest.CaptureFixture[str]
-# Far beyond any wait of a busy machine.
-PATIENCE_S = 120
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
