@@ -32,6 +32,8 @@ _MAX_FILE_BYTES = 1500
 _PRELOADED = [
     *("datasets", "hydra", "lightning", "matplotlib.pyplot", "sentencepiece", "torch", "wandb"),
     *(f"trilith.{part}" for part in ("corpus", "evaluation", "reporting", "training")),
+    *("trilith.imports", "trilith.packed", "hydra._internal.hydra", "requests"),
+    "torch.distributed.checkpoint",
 ]
 
 TOY = (
@@ -63,6 +65,8 @@ TOY = (
     "evaluate.sample_tokens=4",
     "tracking=disabled",
     "hardware.threads=1",
+    # To measure one takes longer than such a training.
+    "hardware.peak_tflops=1",
 )
 
 # Each stage's script, its output, and what it is told beside the toy sizes.
