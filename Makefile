@@ -18,11 +18,10 @@ repro: $(READY)
 	@python pipelines/findings.py
 
 # Passive waiting: threads that spin make each other slow where the machine is shared. The tests of a
-# file stay together: they share what is slow to make. Many wait for other programs, so one worker
-# more than there are processors.
+# file stay together: they share what is slow to make.
 test: $(READY)
-	@OMP_WAIT_POLICY=PASSIVE python -m pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+	@OMP_WAIT_POLICY=PASSIVE python -m pytest --numprocesses logical --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	@ruff check .
