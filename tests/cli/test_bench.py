@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.runtime.packed_toys import pack_shape
 
 from trilith.cli import main
+from trilith.kernels import available_isas
+from trilith.model import ModelConfig
+from trilith.quant import QuantConfig
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--decode-tokens", "3", "--repeats", "2"]
@@ -33,6 +37,24 @@ def test_every_combination_is_a_row_of_table_and_json(
     assert content["model"] == {"file": "toy.safetensors", "file_bytes": packed_file.stat().st_size}
     assert content["hardware"]["device"] in lines[-1]
     assert torch.get_num_threads() == threads_before
+
+
+@pytest.mark.skipif(not available_isas(), reason="no C compiler")
+@pytest.mark.parametrize(
+    ("quant", "kernels"),
+    [
+        (QuantConfig("ternary", "absmean", "tensor", None, 8), "native, one call a token"),
+        (None, "native, one call a token, torch for prompts"),
+    ],
+    ids=["ternary", "dense"],
+)
+def test_the_kernels_that_ran_are_named(
+    capsys: Capture, toy: ModelConfig, tmp_path: Path, quant: QuantConfig | None, kernels: str
+) -> None:
+    path, to = pack_shape(tmp_path, toy, quant), tmp_path / "speed.json"
+    assert main(["bench", str(path), *QUICK, "--prompt-tokens", "9", "--json", str(to)]) == 0
+    assert json.loads(to.read_text())["hardware"]["kernels"] == kernels
+    assert capsys.readouterr().out.endswith(f"kernels: {kernels}\n")
 
 
 def test_streamed_layers_print_what_ran_beside_what(
